@@ -1,0 +1,166 @@
+"""One Lightning datamodule for every source of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import lightning.pytorch as pl
+import torch.distributed
+
+from sm_diffusion.data.loader import EvalLoader, TrainLoader
+from sm_diffusion.data.prepare import CacheMeta, TokenCache, prepare_tokens
+from sm_diffusion.data.sampler import GlobalBatchSampler, eval_batches
+from sm_diffusion.data.sources import TokenSource
+from sm_diffusion.data.tokenizer import TextTokenizer
+from sm_diffusion.data.tokenizer_spec import TokenizerSpec, build_tokenizer
+from sm_diffusion.types import UserError
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """How batches are formed.
+
+    global_batch_sequences: G, sequences of one optimizer step over all processes and micro-steps.
+    micro_batch_sequences: b, sequences of one forward pass on one process.
+    eval_batch_sequences: sequences of one evaluation forward pass on one process.
+    num_workers: reader processes, 0 for none; changes no batch.
+    seed: >= 0, decides the order of training.
+    max_validation_sequences: evaluate that many, evenly spread; None: all.
+    max_train_sequences: train on the first so many only, as for a test run; None: all.
+
+    Errors: UserError for numbers out of range.
+    """
+
+    global_batch_sequences: int
+    micro_batch_sequences: int
+    eval_batch_sequences: int
+    num_workers: int
+    seed: int
+    max_validation_sequences: int | None = None
+    max_train_sequences: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            smallest = 0 if name in ("num_workers", "seed") else 1
+            if value is not None and value < smallest:
+                raise UserError(f"data.{name}={value}: must be at least {smallest}")
+
+
+@final
+class TokenDataModule(pl.LightningDataModule):
+    """Prepares a corpus once and serves it, whatever its source.
+
+    source: the documents.         tokenizer: how they become ids.     length: L, tokens of a sequence.
+    loader: how batches are formed.     cache_dir: folder for prepared corpora and trained tokenizers.
+
+    `prepare` needs no trainer and may run in any number of processes at once. The loaders shard themselves: Lightning
+    leaves them alone, because they are no torch DataLoaders. They take the data-parallel rank and size from the
+    attached trainer, else from torch.distributed, else they are the only process.
+
+    Errors: UserError, see `prepare_tokens`, `build_tokenizer`, `GlobalBatchSampler` and `eval_batches`.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: TokenSource,
+        tokenizer: TokenizerSpec,
+        length: int,
+        loader: LoaderSettings,
+        cache_dir: str | Path,
+    ) -> None:
+        super().__init__()
+        self._source = source
+        self._spec = tokenizer
+        self._length = length
+        self._loader = loader
+        self._cache_dir = Path(cache_dir).expanduser()
+        self._tokenizer: TextTokenizer | None = None
+        self._cache: TokenCache | None = None
+
+    def prepare(self) -> None:
+        """Builds or opens tokenizer and cache; does nothing the second time."""
+        if self._cache is None:
+            self._tokenizer = build_tokenizer(self._spec, source=self._source, cache_dir=self._cache_dir)
+            self._cache = prepare_tokens(
+                source=self._source, tokenizer=self._tokenizer, length=self._length, cache_dir=self._cache_dir
+            )
+
+    def prepare_data(self) -> None:
+        self.prepare()
+
+    def setup(self, stage: str) -> None:
+        self.prepare()
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer; call `prepare` first."""
+        assert self._tokenizer is not None, "call prepare() first"
+        return self._tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the mask included; call `prepare` first."""
+        return self.tokenizer.vocab_size
+
+    @property
+    def meta(self) -> CacheMeta:
+        """Counts and settings of the prepared corpus; call `prepare` first."""
+        return self._prepared.meta
+
+    @property
+    def _prepared(self) -> TokenCache:
+        assert self._cache is not None, "call prepare() first"
+        return self._cache
+
+    def bytes_per_token(self, split: str) -> float:
+        """UTF-8 bytes of the split's normalised text / its tokens, EOS included.
+
+        Bits per byte = nats per token / ln 2 / bytes_per_token.
+        """
+        counts = self.meta.splits[split]
+        return counts.text_bytes / counts.tokens
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Readable text of ids in [0, V)."""
+        return self.tokenizer.decode(ids)
+
+    def train_dataloader(self) -> TrainLoader:
+        """A loader of `Batch` (ids_BL, rows_B = row in the global batch) with its own resumable state."""
+        rank, world_size = self._rank_and_world_size()
+        table = self._prepared.train
+        limit = self._loader.max_train_sequences
+        sampler = GlobalBatchSampler(
+            num_sequences=len(table) if limit is None else min(limit, len(table)),
+            global_batch_sequences=self._loader.global_batch_sequences,
+            micro_batch_sequences=self._loader.micro_batch_sequences,
+            seed=self._loader.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+        return TrainLoader(table=table, sampler=sampler, num_workers=self._loader.num_workers)
+
+    def val_dataloader(self) -> EvalLoader:
+        """A loader of `Batch` (ids_BL, rows_B = index in the validation split), this rank's share."""
+        rank, world_size = self._rank_and_world_size()
+        table = self._prepared.validation
+        batches = eval_batches(
+            num_sequences=len(table),
+            max_sequences=self._loader.max_validation_sequences,
+            batch_sequences=self._loader.eval_batch_sequences,
+            rank=rank,
+            world_size=world_size,
+        )
+        return EvalLoader(table=table, batches=batches, num_workers=self._loader.num_workers)
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        """Of the data-parallel processes: tensor-parallel ones read the same data."""
+        if self.trainer is not None:
+            shares = self.trainer.distributed_sampler_kwargs
+            return (0, 1) if shares is None else (shares["rank"], shares["num_replicas"])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
