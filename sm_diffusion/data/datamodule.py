@@ -3,50 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 import lightning.pytorch as pl
 import torch.distributed
 
-from sm_diffusion.data.loader import EvalLoader, TrainLoader
+from sm_diffusion.data.loader import EvalLoader, LoaderSettings, TrainLoader
 from sm_diffusion.data.prepare import CacheMeta, TokenCache, prepare_tokens
 from sm_diffusion.data.sampler import GlobalBatchSampler, eval_batches
 from sm_diffusion.data.sources import TokenSource
 from sm_diffusion.data.tokenizer import TextTokenizer
 from sm_diffusion.data.tokenizer_spec import TokenizerSpec, build_tokenizer
-from sm_diffusion.types import UserError
-
-
-@dataclass(frozen=True)
-class LoaderSettings:
-    """How batches are formed.
-
-    global_batch_sequences: G, sequences of one optimizer step over all processes and micro-steps.
-    micro_batch_sequences: b, sequences of one forward pass on one process.
-    eval_batch_sequences: sequences of one evaluation forward pass on one process.
-    num_workers: reader processes, 0 for none; changes no batch.
-    seed: >= 0, decides the order of training.
-    max_validation_sequences: evaluate that many, evenly spread; None: all.
-    max_train_sequences: train on the first so many only, as for a test run; None: all.
-
-    Errors: UserError for numbers out of range.
-    """
-
-    global_batch_sequences: int
-    micro_batch_sequences: int
-    eval_batch_sequences: int
-    num_workers: int
-    seed: int
-    max_validation_sequences: int | None = None
-    max_train_sequences: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            smallest = 0 if name in ("num_workers", "seed") else 1
-            if value is not None and value < smallest:
-                raise UserError(f"data.{name}={value}: must be at least {smallest}")
 
 
 @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,36 @@ from sm_diffusion.data.sampler import GlobalBatchSampler, IndexedRow
 from sm_diffusion.types import Batch, UserError
 
 _ORDER_KEYS = {"num_sequences": "the training text", "global_batch_sequences": "data.global_batch_sequences"}
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """How batches are formed.
+
+    global_batch_sequences: G, sequences of one optimizer step over all processes and micro-steps.
+    micro_batch_sequences: b, sequences of one forward pass on one process.
+    eval_batch_sequences: sequences of one evaluation forward pass on one process.
+    num_workers: reader processes, 0 for none; changes no batch.
+    seed: >= 0, decides the order of training.
+    max_validation_sequences: evaluate that many, evenly spread; None: all.
+    max_train_sequences: train on the first so many only, as for a test run; None: all.
+
+    Errors: UserError for numbers out of range.
+    """
+
+    global_batch_sequences: int
+    micro_batch_sequences: int
+    eval_batch_sequences: int
+    num_workers: int
+    seed: int
+    max_validation_sequences: int | None = None
+    max_train_sequences: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            smallest = 0 if name in ("num_workers", "seed") else 1
+            if value is not None and value < smallest:
+                raise UserError(f"data.{name}={value}: must be at least {smallest}")
 
 
 class TokenRows(Dataset[Batch]):

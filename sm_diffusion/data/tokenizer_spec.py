@@ -38,16 +38,15 @@ def build_tokenizer(spec: TokenizerSpec, *, source: TokenSource, cache_dir: Path
     """The tokenizer that `spec` describes; a BPE is trained on the training documents once and kept in `cache_dir`."""
     if spec.kind == "char":
         return CharTokenizer()
-    elif spec.kind == "byte":
+    if spec.kind == "byte":
         return ByteTokenizer()
-    elif spec.kind == "bpe":
+    if spec.kind == "bpe":
         return _cached_bpe(spec.vocab_size, source=source, cache_dir=cache_dir)
-    elif spec.kind == "hub":
+    if spec.kind == "hub":
         if not spec.path:
             raise UserError("data.tokenizer.path is missing: set it to a folder or a hub name such as gpt2")
         return HubTokenizer(name=spec.path, mask=spec.mask)
-    else:
-        raise UserError(f"data.tokenizer.kind={spec.kind}: choose one of {', '.join(KINDS)}")
+    raise UserError(f"data.tokenizer.kind={spec.kind}: choose one of {', '.join(KINDS)}")
 
 
 def _cached_bpe(vocab_size: int | None, *, source: TokenSource, cache_dir: Path) -> BPETokenizer:

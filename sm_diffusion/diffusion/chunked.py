@@ -95,6 +95,19 @@ def row_dots(a_CV: Tensor, b_CV: Tensor) -> Tensor:
     return torch.bmm(a_CV.unsqueeze(1), b_CV.unsqueeze(2)).view(-1)
 
 
+def summarize_rows(logits_CV: Tensor, k: int, probs_buffer_CV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Top-k ids (C, K), renormalised probabilities (C, K) and -H in nats (C,) of one chunk of padded logits.
+
+    probs_buffer_CV: scratch of the same width and at least as many rows; overwritten.
+    """
+    p_CV = torch.softmax(logits_CV, -1, out=probs_buffer_CV[: logits_CV.shape[0]])
+    values_CK, ids_CK = top_k(logits_CV, k, group_max(logits_CV))
+    # H = lse - sum p l, and lse = l_max - log p_max.
+    p_max_C = p_CV.gather(1, ids_CK[:, :1]).squeeze(1)
+    neg_entropy_C = row_dots(p_CV, logits_CV) - values_CK[:, 0] + p_max_C.log()
+    return ids_CK, values_CK.softmax(-1), neg_entropy_C.clamp_(max=0)
+
+
 def summarize(hidden_ND: Tensor, head: Head, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Top-k ids (N, K), their renormalised probabilities (N, K) and -H(p) in nats (N,). No gradient."""
     num_rows = hidden_ND.shape[0]
@@ -106,13 +119,8 @@ def summarize(hidden_ND: Tensor, head: Head, k: int) -> tuple[Tensor, Tensor, Te
         probs_buffer_CV = torch.empty_like(scratch.buffer_CV)
         for rows, hidden_CD in scratch.chunks(hidden_ND):
             logits_CV = scratch.logits(hidden_CD)
-            p_CV = torch.softmax(logits_CV, -1, out=probs_buffer_CV[: hidden_CD.shape[0]])
-            values_CK, ids_NK[rows] = top_k(logits_CV, k, group_max(logits_CV))
-            probs_NK[rows] = values_CK.softmax(-1)
-            # H = lse - sum p l, and lse = l_max - log p_max.
-            p_max_C = p_CV.gather(1, ids_NK[rows, :1]).squeeze(1)
-            neg_entropy_N[rows] = row_dots(p_CV, logits_CV) - values_CK[:, 0] + p_max_C.log()
-    return ids_NK, probs_NK, neg_entropy_N.clamp_(max=0)
+            ids_NK[rows], probs_NK[rows], neg_entropy_N[rows] = summarize_rows(logits_CV, k, probs_buffer_CV)
+    return ids_NK, probs_NK, neg_entropy_N
 
 
 def nll_only(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:

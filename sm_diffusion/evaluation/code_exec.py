@@ -259,9 +259,10 @@ def _ask_worker(job: dict[str, Any], timeout: float) -> dict[str, Any]:
     Raises TimeoutError on a timeout, ValueError when it ended without an answer.
     """
     environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    environment["PYTHONHASHSEED"] = "0"  # sets of strings have one order, in the tests and in the program
     data = json.dumps(job).encode()
     worker = subprocess.Popen(
-        [os.path.realpath(sys.executable), "-I", "-S", str(_WORKER)],
+        [os.path.realpath(sys.executable), "-S", "-s", str(_WORKER)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=environment, start_new_session=True, cwd="/",
     )  # fmt: skip

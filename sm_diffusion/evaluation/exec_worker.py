@@ -1,6 +1,6 @@
 """The supervisor of one judged program: starts the confined processes, watches the limits, leaves nothing behind.
 
-Started by `code_exec` as `python -I -S exec_worker.py` with an empty environment; one frame in, one frame out. Its
+Started by `code_exec` with an emptied environment and without site packages; one frame in, one frame out. Its
 children are the judge (`exec_judge`) and, in a PID namespace of its own where possible, the program (`exec_rpc`).
 If standard input closes, the caller is gone and everything ends. Standard library only.
 """

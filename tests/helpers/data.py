@@ -8,10 +8,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sm_diffusion.data.datamodule import LoaderSettings, TokenDataModule
+from sm_diffusion.data.loader import LoaderSettings
 from sm_diffusion.data.sources import Document, TokenSource
 from sm_diffusion.data.tokenizer_spec import TokenizerSpec
+
+if TYPE_CHECKING:
+    from sm_diffusion.data.datamodule import TokenDataModule
 
 BYTES = TokenizerSpec(kind="byte")
 LOADER = LoaderSettings(
@@ -67,6 +71,8 @@ def tiny_source() -> MemorySource:
 
 def tiny_datamodule(cache_dir: Path, **changes: object) -> TokenDataModule:
     """Bytes, length 8, with `LoaderSettings` changed as told."""
+    from sm_diffusion.data.datamodule import TokenDataModule  # lightning takes seconds to import
+
     return TokenDataModule(
         source=tiny_source(),
         tokenizer=BYTES,

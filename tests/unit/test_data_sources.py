@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sm_diffusion.data.python_corpus import PythonCorpus, prose, standard_library
+from sm_diffusion.data.python_corpus import PythonCorpus, prose, prose_of_module, standard_library
 from sm_diffusion.data.sources import TextFiles, in_validation
 from sm_diffusion.types import UserError
 from tests.helpers.data import one_line
@@ -167,6 +167,30 @@ def test_python_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [*again.train(), *again.validation()] == documents
 
 
+def test_prose_of_module_takes_docstrings_and_comment_blocks_once() -> None:
+    sentence = "This sentence has more than eight words in number {}."
+    comment = "# A comment of two lines reads\n    # as one sentence of English here."
+    source = f'''"""{sentence.format("one")}"""
+class A:
+    """{sentence.format("two")}"""
+    {comment}
+    def f(self):
+        try:
+            def g():
+                """{sentence.format("three")}"""
+        except ValueError:
+            x = 1  # not this comment, it is too short
+        # nor this comment, which is of a single line
+        return """no docstring, whatever it says, however long it is"""
+'''
+    seen: set[str] = set()
+    expected = [sentence.format(number) for number in ("one", "two", "three")]
+    expected.append("A comment of two lines reads\nas one sentence of English here.")
+    assert prose_of_module(source, seen).split("\n\n") == expected
+    assert prose_of_module(source, seen) == ""
+    assert prose_of_module("no python (", seen) == ""
+
+
 def test_prose() -> None:
     docstring = """Return the sum of all the numbers in a sequence of numbers.
 
@@ -192,5 +216,5 @@ def test_python_corpus_bad_settings() -> None:
     with pytest.raises(UserError) as info:
         PythonCorpus(kind="both", validation_fraction=0.1)
     assert one_line(info.value) == "data.kind=both: choose one of code, text"
-    with pytest.raises(UserError, match="data.validation_fraction=0"):
+    with pytest.raises(UserError, match=r"data.validation_fraction=0"):
         PythonCorpus(kind="code", validation_fraction=0)

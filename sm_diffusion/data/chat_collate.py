@@ -1,0 +1,104 @@
+"""Chat samples to batches for fine-tuning: the last message is the response, everything before it the prompt.
+
+Pure functions; random numbers are arguments. Published recipe: Hersche et al., arXiv 2510.17206, coding experiments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sm_diffusion.types import Batch, UserError
+
+# Ling-Coder-SFT writes the roles this way.
+ROLES = {"HUMAN": "user", "ASSISTANT": "assistant", "SYSTEM": "system"}
+EXTRA_PADDING = 50  # padding goes up to the longest row plus 0 .. 49
+PADDING_MULTIPLE = 8
+
+
+class ChatSample(NamedTuple):
+    """ids: prompt and response. prompt_length: how many of them the model is given."""
+
+    ids: list[int]
+    prompt_length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatLimits:
+    """Which samples are kept. forbidden_ids: tokens of tool calls, whose samples are dropped (Qwen2.5's by default)."""
+
+    max_tokens: int = 2048
+    min_response_tokens: int = 5
+    forbidden_ids: frozenset[int] = frozenset({151657, 151658})
+
+
+def encode_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> ChatSample | None:
+    """Ids of a conversation through the tokenizer's chat template; None if it holds no prompt and response.
+
+    messages:  [{"role": ..., "content": ...}, ...], ending with the assistant's response.
+    tokenizer: of transformers, with a chat template.
+
+    None also where the template does not continue the prompt's own ids (some rewrite earlier turns): the reference
+    takes the prompt's length all the same, and then trains on a part of the prompt or skips a part of the response.
+    """
+    turns = [{"role": ROLES.get(m["role"], m["role"]), "content": m["content"]} for m in messages]
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        return None
+    if not tokenizer.chat_template:
+        raise UserError("the tokenizer has no chat template: use the tokenizer of an instruct model")
+    # Without return_dict=False transformers 5 gives a mapping instead of the ids.
+    prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=True, add_generation_prompt=True, return_dict=False)
+    ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    return ChatSample(list(ids), len(prompt)) if list(ids[: len(prompt)]) == list(prompt) else None
+
+
+def keep(sample: ChatSample, limits: ChatLimits) -> bool:
+    """True for samples neither too long, nor with too short a response, nor with a tool call."""
+    return (
+        len(sample.ids) <= limits.max_tokens
+        and len(sample.ids) - sample.prompt_length >= limits.min_response_tokens
+        and limits.forbidden_ids.isdisjoint(sample.ids)
+    )
+
+
+def extra_padding(uniform: float) -> int:
+    """0 .. 49 from a uniform number in [0, 1)."""
+    return math.floor(EXTRA_PADDING * uniform)
+
+
+def padded_length(longest: int, extra: int, multiple: int = PADDING_MULTIPLE) -> int:
+    """longest + extra, rounded up to a multiple of 8."""
+    return -(-(longest + extra) // multiple) * multiple
+
+
+def collate(
+    samples: Sequence[ChatSample],
+    rows_B: Tensor,
+    *,
+    pad_id: int,
+    extra: int,
+    pads_are_maskable: bool = True,
+) -> Batch:
+    """Right-padded batch. The prompt is not maskable.
+
+    extra:             padding beyond the longest row, 0 .. 49 (`extra_padding`).
+    pads_are_maskable: as published, padding is attended to, masked and trained like text, which teaches the model to
+                       end its answers. False: nothing attends to it and no loss counts it.
+    """
+    if not samples:
+        raise ValueError("collate needs at least one sample")
+    length = padded_length(max(len(sample.ids) for sample in samples), extra)
+    ids_BL = torch.full((len(samples), length), pad_id, dtype=torch.int64)
+    for row, sample in enumerate(samples):
+        ids_BL[row, : len(sample.ids)] = torch.tensor(sample.ids, dtype=torch.int64)
+    columns_L = torch.arange(length)
+    maskable_BL = columns_L >= torch.tensor([[sample.prompt_length] for sample in samples])
+    if pads_are_maskable:
+        return Batch(ids_BL, rows_B, None, maskable_BL)
+    real_BL = columns_L < torch.tensor([[len(sample.ids)] for sample in samples])
+    return Batch(ids_BL, rows_B, real_BL, maskable_BL & real_BL)

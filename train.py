@@ -1,0 +1,14 @@
+"""Train a masked diffusion language model, plain or soft-masked.
+
+    python train.py data=python_text variant=mdlm name=baseline
+    python train.py experiments=quickstart/pretrain
+    python train.py -m soft_mask.omega_s=0.1,0.27 seed=1,2      # a sweep
+
+`smd config` prints the resolved configuration, `smd plan` what it costs.
+"""
+
+from sm_diffusion.config.programs import train
+from sm_diffusion.config.store import launch
+
+if __name__ == "__main__":
+    launch("train", train)
