@@ -36,7 +36,7 @@ LAYOUTS = {
 }
 PINNED = {**dream.PINNED, **llada.PINNED}
 _DOWNLOAD = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-_SHIFT_KEY = "smd_shift_logits"
+SHIFT_KEY = "smd_shift_logits"
 _SHOWN = 5
 
 
@@ -225,7 +225,7 @@ def open_backbone(
         raise UserError(f"{name}: mask token {own} lies outside its vocabulary of {lm.config.vocab_size}")
     lm.eval()
     if shift_logits is None:
-        shift_logits = bool(config.get(_SHIFT_KEY, layout.shift_logits))
+        shift_logits = bool(config.get(SHIFT_KEY, layout.shift_logits))
     denoiser = HFDenoiser(lm, shift_logits=shift_logits, checkpoint_blocks=checkpoint_blocks, source=name)
     return Backbone(denoiser, int(own), lm.config.vocab_size, name, commit)
 

@@ -1,7 +1,8 @@
 """Executor for untrusted programs: limits, isolation, and a verdict the program cannot forge.
 
     executor = Executor(allow_code_execution=True)
-    verdict = executor.run_untrusted("def add(a, b): return a + b", Checks(code="assert add(1, 2) == 3", names=("add",)))
+    checks = Checks(code="assert add(1, 2) == 3", names=("add",))
+    verdict = executor.run_untrusted("def add(a, b): return a + b", checks)
 
 The program runs in one confined process, the tests in another; only plain values cross (`exec_rpc`). Isolation is
 described in `exec_sandbox` and docs/code_evaluation.md.
@@ -110,6 +111,13 @@ class Verdict:
         return self.status == "passed"
 
 
+def _make_folder() -> str:
+    """A job's folder on the host: mount points, or the work folders themselves where there is no private root."""
+    folder = tempfile.mkdtemp(prefix="smd-exec-")
+    os.chmod(folder, 0o711)
+    return folder
+
+
 def _remove(folder: str) -> None:
     """Delete a job's folder; folders the program locked are unlocked first. Follows no symbolic link."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -146,7 +154,7 @@ class Executor:
     mechanisms:           subset of `exec_sandbox.MECHANISMS` to use; None means all that work here.
 
     Raises UserError when execution was not allowed, or when this machine cannot confine a program: files need
-    `namespaces` or `landlock`, the network needs `namespaces` or `seccomp`.
+    `namespaces` or `landlock`, the network needs `namespaces` or `seccomp`, root needs `uid`.
     """
 
     def __init__(
@@ -179,9 +187,12 @@ class Executor:
         if not sys.platform.startswith("linux"):
             raise UserError(f"allow_code_execution: the sandbox needs Linux, this is {sys.platform}")
         available = ["namespaces", *_ask_worker({"do": "probe"}, timeout=_GRACE_SECONDS)["mechanisms"]]
+        root = "uid" in available
         chosen = [name for name in MECHANISMS if name in (available if wanted is None else wanted)]
         verdict = Verdict("error")
         for attempt in [chosen] if wanted is not None else [chosen, [name for name in chosen if name != "namespaces"]]:
+            if root and "uid" not in attempt:
+                continue  # root is bound by no process limit
             if not {"namespaces", "landlock"} & set(attempt) or not {"namespaces", "seccomp"} & set(attempt):
                 continue
             self.mechanisms = tuple(attempt)
@@ -196,8 +207,7 @@ class Executor:
     def run_untrusted(self, program: str, checks: Checks, limits: ExecutionLimits | None = None) -> Verdict:
         """Run `program` against `checks`. Returns a Verdict whatever the program does; raises nothing for it."""
         limits, start = limits or self.limits, time.monotonic()
-        folder = tempfile.mkdtemp(prefix="smd-exec-")
-        os.chmod(folder, 0o711)
+        folder = _make_folder()
         job = {
             "do": "run", "folder": folder, "mechanisms": self.mechanisms, "limits": asdict(limits),
             "uid": _random_uid(), "packages": self._packages, "path": self._path, "source": program,
@@ -253,6 +263,11 @@ def _read_answer(descriptor: int, timeout: float) -> bytes:
     raise TimeoutError(f"no answer within {timeout} s")
 
 
+def _worker_command() -> list[str]:
+    """The interpreter itself, not a virtual environment's link to it, without site packages."""
+    return [os.path.realpath(sys.executable), "-S", "-s", str(_WORKER)]
+
+
 def _ask_worker(job: dict[str, Any], timeout: float) -> dict[str, Any]:
     """One exchange with a fresh supervisor. Its standard input stays open: it ends everything when that closes.
 
@@ -262,7 +277,7 @@ def _ask_worker(job: dict[str, Any], timeout: float) -> dict[str, Any]:
     environment["PYTHONHASHSEED"] = "0"  # sets of strings have one order, in the tests and in the program
     data = json.dumps(job).encode()
     worker = subprocess.Popen(
-        [os.path.realpath(sys.executable), "-S", "-s", str(_WORKER)],
+        _worker_command(),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=environment, start_new_session=True, cwd="/",
     )  # fmt: skip

@@ -137,9 +137,7 @@ def _passed(task: Task, problem: Problem, extracted: Extracted, outcome: Mapping
     return extracted.value == problem.gold if task.family == "gsm8k" else same_math(extracted.value, problem.gold)
 
 
-def _record(
-    answer: Answer, sample: int, passed: bool, extracted: Extracted, outcome: Mapping[str, Verdict]
-) -> Record:
+def _record(answer: Answer, sample: int, passed: bool, extracted: Extracted, outcome: Mapping[str, Verdict]) -> Record:
     return Record(
         task_id=answer.task_id,
         sample=sample,

@@ -139,7 +139,8 @@ class Task:
 
     def protocol(self) -> dict[str, Any]:
         """What has to be equal for two scores to be comparable, as far as the task decides it."""
-        template = "\0".join([*_TEMPLATES[self.family].values(), self.shots])
+        parts = {"chat": ["chat"], "chat_prefix": ["chat", "prefix"], "completion": ["completion"]}[self.style]
+        template = "\0".join([*(_TEMPLATES[self.family][part] for part in parts), self.shots])
         return {
             "task": self.name,
             "style": self.style,
@@ -157,7 +158,7 @@ def build_task(name: str, path: str | Path | None = None, *, style: str = "chat"
     """A task with its rows, see `task_data.load_rows` for `path` and `split`.
 
     style: chat (0-shot), chat_prefix (the reply starts with a given text; code only), completion (base models; MBPP
-        with 3 examples when the file holds tasks 2, 3 and 4).
+        with 3 examples, tasks 2, 3 and 4 of the same file).
     Raises: UserError for an unknown task or style, or bad data.
     """
     source_of(name)

@@ -33,8 +33,9 @@ class _Client:
     def refer(self, value: Any) -> Any:
         if type(value) is Remote:
             return ["h", object.__getattribute__(value, "_index")]
-        if isinstance(value, type(len)) and vars(builtins).get(value.__name__) is value:
-            return ["T", value.__name__]
+        name = value.__name__ if isinstance(value, type(len)) else ""
+        if name and vars(builtins).get(name) is value:
+            return ["T", name]
         raise TypeError(f"a {type(value).__name__} of the tests cannot be passed to the program")
 
     def resolve(self, key: Any) -> Any:

@@ -5,10 +5,10 @@ judge (`judge`) executes the tests with stand-ins for the program's functions. O
 frame of 8 length bytes and JSON:
 
     None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset, dict, range, Decimal, Fraction, deque,
-    and builtin types by name (towards the program also builtin functions). Subclasses arrive as their base: a value with its own `__eq__` cannot
-    cross. Anything else (an instance of the program's class, a generator) stays where it is and crosses as a
-    number; the judge holds a `Remote` whose attributes, calls and items are asked for one by one and which equals
-    nothing but itself.
+    and builtin types by name (towards the program also builtin functions). Subclasses arrive as their base: a value
+    with its own `__eq__` cannot cross. Anything else (an instance of the program's class, a generator) stays where it
+    is and crosses as a number; the judge holds a `Remote`, whose attributes, calls and items are asked for one by one
+    and which equals nothing but itself.
 
 So `assert`, `==` and the expected values live in a process the program can neither read nor influence, and the only
 way to pass is to return values that pass. Changes a call makes to its list, dict and set arguments are written back.
@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_FRAME_BYTES = 16 * 1024 * 1024
-_SEQUENCES: dict[str, Callable[..., Any]] = {"l": list, "t": tuple, "S": set, "F": frozenset}
+_SEQUENCES: dict[str, Any] = {"l": list, "t": tuple, "S": set, "F": frozenset}
 _BUILTIN_TYPES = {value: name for name, value in vars(builtins).items() if isinstance(value, type)}
 
 
@@ -93,7 +93,7 @@ def encode(value: Any, refer: Callable[[Any], Any]) -> Any:
         return ["c", value.real.hex(), value.imag.hex()]
     if isinstance(value, bytes):
         return ["b", value.hex()]
-    for tag, kind in (("l", list), ("t", tuple), ("S", set), ("F", frozenset)):
+    for tag, kind in _SEQUENCES.items():
         if isinstance(value, kind):
             return [tag, *(encode(item, refer) for item in kind.__iter__(value))]
     if isinstance(value, dict):

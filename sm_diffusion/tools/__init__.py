@@ -1,4 +1,4 @@
-"""Command-line tools, and what they share: what an experiment is and where its runs lie.
+"""Command-line tools, and what they share: what an experiment is, where its runs lie, how tables are printed.
 
 An experiment is a folder `experiments/<name>/` of Hydra files, one a row. Beside them, `experiment.yaml` says how rows
 are ordered and shown, and `expected.json` holds published or earlier values. A row's run lies in `runs/<name>/<row>`,
@@ -7,8 +7,12 @@ its other seeds in `runs/<name>/<row>-seed<k>`.
 
 from __future__ import annotations
 
+import csv
+import io
+import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"
 RUNS = Path("runs")
 DESCRIPTION = "experiment.yaml"
+TEXT_WIDTH = 110
 _SEED_SUFFIX = re.compile(r"-seed\d+$")
 
 
@@ -34,7 +39,7 @@ class Experiment:
     rows: tuple[str, ...]
     columns: tuple[str, ...] = ()
     compare: tuple[tuple[str, str], ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
 def list_experiments(folder: Path | None = None) -> list[str]:
@@ -115,3 +120,57 @@ def seed_folders(experiment: str, row: str, *, runs: Path = RUNS) -> list[Path]:
     others = [path for path in own.parent.glob("*-seed*") if re.fullmatch(re.escape(row) + r"-seed\d+", path.name)]
     others.sort(key=lambda path: int(path.name.rpartition("-seed")[2]))
     return [path for path in (own, *others) if path.is_dir()]
+
+
+# ----------------------------------------------------------------------------------------------------------- tables
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A value to so many significant digits; digits 0: with a letter for the power of 1000; NaN is said as such."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    if digits == 0:
+        for unit in ("", "k", "M", "G", "T", "P", "E"):
+            if abs(value) < 999.5:
+                return f"{value:.3g}{unit}" if unit or value != int(value) else f"{int(value)}"
+            value /= 1000
+        return f"{value:.3g}Z"
+    decimals = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
+    return f"{value:.{min(decimals, 6)}f}"
+
+
+def text_table(lines: Sequence[Sequence[str]], num_labels: int) -> str:
+    """Aligned columns of at most TEXT_WIDTH characters. What does not fit goes into blocks below one another, each
+    beginning with the first `num_labels` columns. A last column of long words is left as it is."""
+    widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
+    labels = list(range(num_labels))
+    room = TEXT_WIDTH - sum(widths[index] + 2 for index in labels)
+    blocks: list[list[int]] = [[]]
+    used = 0
+    for index in range(num_labels, len(widths)):
+        if blocks[-1] and used + widths[index] > room:
+            blocks.append([])
+            used = 0
+        blocks[-1].append(index)
+        used += widths[index] + 2
+    rendered = []
+    for block in blocks:
+        columns = labels + block
+        rendered.append("\n".join("  ".join(line[i].ljust(widths[i]) for i in columns).rstrip() for line in lines))
+    return "\n\n".join(rendered)
+
+
+def markdown_table(lines: Sequence[Sequence[str]], num_labels: int) -> str:
+    """A pipe table; numbers right-aligned."""
+    rule = ["---" if index < num_labels else "---:" for index in range(len(lines[0]))]
+    body = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [body[0], rule, *body[1:]])
+
+
+def csv_table(lines: Sequence[Sequence[str]]) -> str:
+    """Comma-separated, quoted where needed."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(lines)
+    return buffer.getvalue()

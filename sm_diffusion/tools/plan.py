@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 
 HELP = "parameters, FLOPs, memory and days of a configuration, before running it"
 EXAMPLES = """
-smd plan model=dit_169m variant=soft_masked trainer=owt_continuation data=python_code
-smd plan model=dit_169m data.length=1024 data.global_batch_sequences=512 --vocab 50258 --accelerator H100 --mfu 0.4
-smd plan experiments=quickstart/continue_sm
+smd plan model=dit_169m trainer=owt_continuation data.length=1024 data.global_batch_sequences=512 --vocab 50258
 smd plan model=dit_1b model.activation_checkpointing=true data.micro_batch_sequences=8 --devices 8
+smd plan experiments=quickstart/continue_sm --accelerator A100 --mfu 0.3
 """
 # Dense bf16 peak, TFLOP/s, from the vendor's data sheets (SXM form, no sparsity).
 PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0}
@@ -171,7 +170,7 @@ class Plan:
     tokens: int
     steps: int
     memory: Mapping[str, int]
-    arithmetic: str
+    activations: ActivationShape
 
     @property
     def total_flops(self) -> float:
@@ -213,14 +212,7 @@ def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int)
     memory = state_bytes(parameters, ema=config.callbacks.ema.enabled, mixed=mixed)
     memory["activations (estimate)"] = activation_bytes(shape)
     memory["one chunk of logits"] = logits_chunk_bytes(size, "cuda" if on_gpu else "cpu")
-    one = block_activation_bytes(model.width, mixed=mixed, dropout=model.dropout > 0)
-    arithmetic = (
-        f"{micro} sequences x {data.length} positions x {model.num_blocks} blocks x {one:,} bytes "
-        f"(16 x width residual stream, {18 * (BFLOAT16 if mixed else FLOAT32)} x width matrices"
-        f"{', 2 x width dropout masks' if model.dropout > 0 else ''})"
-        f"{'; recomputed: 4 x width a block, one block in full' if model.activation_checkpointing else ''}"
-    )
-    return Plan(size, parameters, flops, steps * tokens_per_step, steps, memory, arithmetic)
+    return Plan(size, parameters, flops, steps * tokens_per_step, steps, memory, shape)
 
 
 # --------------------------------------------------------------------------------------------------------- printing
@@ -254,7 +246,7 @@ def plan_text(plan: Plan, *, accelerator: str, mfu: float, num_devices: int) -> 
         "memory a device",
         *(f"  {part:<30} {human_bytes(size):>12}" for part, size in plan.memory.items()),
         f"  {'sum':<30} {human_bytes(sum(plan.memory.values())):>12}",
-        f"  activations: {plan.arithmetic}",
+        *arithmetic_text(plan.activations),
         f"time at {mfu:.0%} of the bf16 peak (MFU), {num_devices} device{'s' if num_devices > 1 else ''}",
     ]
     for name, peak in PEAK_TFLOPS.items():
@@ -262,6 +254,18 @@ def plan_text(plan: Plan, *, accelerator: str, mfu: float, num_devices: int) -> 
         chosen = "  <- --accelerator" if name == accelerator else ""
         lines.append(f"  {name:<6} {peak:>6,.0f} TFLOP/s   {duration(time)}{chosen}")
     return "\n".join(lines)
+
+
+def arithmetic_text(shape: ActivationShape) -> list[str]:
+    """How the estimate of the activations comes about."""
+    size = BFLOAT16 if shape.mixed else FLOAT32
+    one = block_activation_bytes(shape.width, mixed=shape.mixed, dropout=shape.dropout)
+    masks = ", dropout masks 2 x width" if shape.dropout else ""
+    kept = f"4 x width, and one block in full ({one:,})" if shape.recompute else f"{one:,}"
+    return [
+        f"  activations: {shape.num_positions:,} positions x {shape.num_blocks} blocks x {kept} bytes",
+        f"    a block in full: residual stream 16 x width, matrices {18 * size} x width{masks}",
+    ]
 
 
 def duration(days_: float) -> str:
