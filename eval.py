@@ -4,8 +4,17 @@
     python eval.py checkpoint=published.ckpt model=dit_169m data=text_files 'data.paths=[texts]'
 """
 
-from sm_diffusion.config.programs import evaluate
+from typing import Any
+
+from sm_diffusion.config.schema import EvalConfig
 from sm_diffusion.config.store import launch
 
+
+def run(config: EvalConfig) -> dict[str, Any]:
+    from sm_diffusion.config.programs import evaluate  # heavy: a mistyped key is reported before it
+
+    return evaluate(config)
+
+
 if __name__ == "__main__":
-    launch("eval", evaluate)
+    launch("eval", run)

@@ -7,8 +7,17 @@
 `smd config` prints the resolved configuration, `smd plan` what it costs.
 """
 
-from sm_diffusion.config.programs import train
+from typing import Any
+
+from sm_diffusion.config.schema import TrainConfig
 from sm_diffusion.config.store import launch
 
+
+def run(config: TrainConfig) -> dict[str, Any]:
+    from sm_diffusion.config.programs import train  # heavy: a mistyped key is reported before it
+
+    return train(config)
+
+
 if __name__ == "__main__":
-    launch("train", train)
+    launch("train", run)

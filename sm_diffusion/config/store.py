@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -144,14 +144,15 @@ def launch(config_name: str, run: Callable[[Any], object]) -> None:
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
     def task(cfg: DictConfig) -> object:
-        return run(_per_job(typed(cfg)))
+        try:
+            return run(_per_job(typed(cfg)))
+        except UserError as error:
+            _fail(str(error))  # SystemExit passes through Hydra, which would print a line of its own for an error
 
     try:
         task()
     except (HydraException, OmegaConfBaseException) as error:
         _fail(one_line(error))
-    except UserError as error:
-        _fail(str(error))
 
 
 def _per_job(config: Any) -> Any:
@@ -163,6 +164,6 @@ def _per_job(config: Any) -> Any:
     return config
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)

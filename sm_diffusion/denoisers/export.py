@@ -38,7 +38,7 @@ def push_folder(folder: Path, repository: str, *, private: bool = True, message:
     Uses the login of `hf auth login`. Pull with `loading.fetch(repository, commit)`.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder")

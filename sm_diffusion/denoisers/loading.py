@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from sm_diffusion.denoisers import dream, llada
@@ -21,9 +20,7 @@ def _native(model_class: type[CausalLM], config_class: Any) -> CheckpointLayout:
     def configure(config: Mapping[str, Any]) -> Any:
         return config_class.from_dict({**config, "use_cache": False})
 
-    return CheckpointLayout(
-        model_class=model_class, configure=configure, rename=lambda name: name, shift_logits=True
-    )
+    return CheckpointLayout(model_class=model_class, configure=configure, rename=lambda name: name, shift_logits=True)
 
 
 # By the model_type of config.json.
@@ -65,7 +62,7 @@ def fetch(name: str, revision: str | None = None) -> tuple[Path, str]:
             f"{name} is not a folder, and as a hub id it needs a revision: set it to a commit hash of the repository"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
         folder = Path(snapshot_download(name, revision=pinned, allow_patterns=_DOWNLOAD))
@@ -119,9 +116,7 @@ def build_empty(layout: CheckpointLayout, config: Any) -> CausalLM:
     return lm
 
 
-def load_weights(
-    lm: CausalLM, files: list[Path], layout: CheckpointLayout, *, dtype: torch.dtype, device: str
-) -> None:
+def load_weights(lm: CausalLM, files: list[Path], layout: CheckpointLayout, *, dtype: torch.dtype, device: str) -> None:
     """Fill a model on the meta device, one shard at a time, each tensor straight in its dtype and on its device.
 
     Nothing is loaded before every name and shape of every file has been checked. UserError lists what is missing,
@@ -156,7 +151,7 @@ def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _check(lm: nn.Module, found: Mapping[str, tuple[int, ...]], layout: CheckpointLayout) -> None:
+def _check(lm: CausalLM, found: Mapping[str, tuple[int, ...]], layout: CheckpointLayout) -> None:
     wanted = {name: tuple(parameter.shape) for name, parameter in lm.named_parameters()}
     renamed = {layout.rename(key): key for key in found}
     tied = {"lm_head.weight"} if lm.config.tie_word_embeddings else set()
@@ -223,11 +218,10 @@ def open_backbone(
         add_mask_token(lm, own)
     if not 0 <= own < lm.config.vocab_size:
         raise UserError(f"{name}: mask token {own} lies outside its vocabulary of {lm.config.vocab_size}")
-    lm.eval()
     if shift_logits is None:
         shift_logits = bool(config.get(SHIFT_KEY, layout.shift_logits))
     denoiser = HFDenoiser(lm, shift_logits=shift_logits, checkpoint_blocks=checkpoint_blocks, source=name)
-    return Backbone(denoiser, int(own), lm.config.vocab_size, name, commit)
+    return Backbone(denoiser.eval(), int(own), lm.config.vocab_size, name, commit)
 
 
 def check_tokenizer(backbone: Backbone, *, size: int, mask_id: int | None) -> None:

@@ -86,10 +86,11 @@ def attach(denoiser: HFDenoiser, spec: AdapterSpec, *, seed: int) -> Adapter:
     parameters of a unit in one dtype, which they are.
     """
     from_peft = _import_peft()
-    suffixes = {name.rpartition(".")[2] for name, module in denoiser.lm.named_modules() if isinstance(module, nn.Linear)}
+    linears = [name for name, module in denoiser.lm.named_modules() if isinstance(module, nn.Linear)]
+    suffixes = sorted({name.rpartition(".")[2] for name in linears})
     unknown = [target for target in spec.targets if target not in suffixes]
     if unknown:
-        raise UserError(f"peft.targets: no layer is called {', '.join(unknown)}: choose from {', '.join(sorted(suffixes))}")
+        raise UserError(f"peft.targets: no layer is called {', '.join(unknown)}: choose from {', '.join(suffixes)}")
     config = from_peft.LoraConfig(
         r=spec.rank,
         lora_alpha=spec.alpha,
@@ -109,6 +110,7 @@ def _inject(denoiser: HFDenoiser, config: LoraConfig, *, quantize: bool) -> Adap
     denoiser.requires_grad_(False)
     if quantize:
         quantize_4bit(denoiser.lm)
+    config.base_model_name_or_path = None  # else peft warns that it renames it
     peft_model = _import_peft().get_peft_model(denoiser.lm, config)
     peft_model.peft_config["default"].base_model_name_or_path = denoiser.source
     adapter = Adapter(denoiser, peft_model, fingerprint, quantize)
@@ -145,7 +147,9 @@ def quantize_4bit(lm: CausalLM) -> None:
             setattr(parent, name, quantized.to(device))
 
 
-def save(adapter: Adapter, folder: Path, soft_mask: SoftMaskBase | None, *, weights: dict[str, Tensor] | None = None) -> None:
+def save(
+    adapter: Adapter, folder: Path, soft_mask: SoftMaskBase | None, *, weights: dict[str, Tensor] | None = None
+) -> None:
     """Write an adapter folder.
 
     soft_mask: whose omegas to write; None: trained without feedback.
@@ -166,7 +170,9 @@ def save(adapter: Adapter, folder: Path, soft_mask: SoftMaskBase | None, *, weig
     (folder / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
 
 
-def load(denoiser: HFDenoiser, folder: Path, *, trainable: bool, quantize: bool = False) -> tuple[Adapter, SoftMaskBase | None]:
+def load(
+    denoiser: HFDenoiser, folder: Path, *, trainable: bool, quantize: bool = False
+) -> tuple[Adapter, SoftMaskBase | None]:
     """Put a saved adapter, ours or the authors', into a plain denoiser; also returns its soft mask.
 
     UserError if the folder is incomplete or malformed, or the adapter belongs to other base weights. The authors'
@@ -245,7 +251,9 @@ def merge(adapter: Adapter) -> HFDenoiser:
     UserError for a quantised base: open the base again in full precision, `load` the saved adapter, merge that.
     """
     if adapter.quantized:
-        raise UserError("an adapter cannot be merged into 4-bit weights: open the base unquantised and load the adapter")
+        raise UserError(
+            "adapters do not merge into 4-bit weights: open the base unquantised and load the adapter there"
+        )
     adapter.denoiser.lm = adapter.peft_model.merge_and_unload(safe_merge=True)
     return adapter.denoiser.eval()
 

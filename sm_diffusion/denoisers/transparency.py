@@ -113,26 +113,25 @@ class TransparencyConfig:
 def _fits(value: Any, kind: str) -> bool:
     if isinstance(value, bool):
         return False
-    accepted = {"str": str, "int": int, "float": (int, float)}[kind]
-    return isinstance(value, accepted)
+    accepted: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+    return isinstance(value, accepted[kind])
 
 
 def describe(soft_mask: SoftMaskBase | None, scheduling: str = "none") -> TransparencyConfig:
     """The file's content for a soft mask (None: no feedback)."""
     if soft_mask is None:
         return TransparencyConfig(transparency_alg=NONE)
-    omegas = {
-        "transparency_scale": soft_mask.omega_s.item(),
-        "transparency_centre": soft_mask.omega_b.item(),
-        "transparency_steepness": soft_mask.omega_a.item(),
-        "transparency_scheduling": scheduling,
-    }
+    config = TransparencyConfig(
+        transparency_scale=soft_mask.omega_s.item(),
+        transparency_centre=soft_mask.omega_b.item(),
+        transparency_steepness=soft_mask.omega_a.item(),
+        transparency_scheduling=scheduling,
+    )
     if isinstance(soft_mask, FullVocabularySoftMask):
-        return TransparencyConfig(
-            transparency_alg=TEMPERATURE, mixture_temp=soft_mask.temperature.item(), **omegas
-        )
+        temperature = soft_mask.temperature.item()
+        return dataclasses.replace(config, transparency_alg=TEMPERATURE, mixture_temp=temperature)
     assert isinstance(soft_mask, SoftMask), f"no such file for {type(soft_mask).__name__}"
-    return TransparencyConfig(transparency_alg=TOP_K, mixinputs_k=soft_mask.top_k, **omegas)
+    return dataclasses.replace(config, transparency_alg=TOP_K, mixinputs_k=soft_mask.top_k)
 
 
 def read(folder: Path) -> TransparencyConfig:

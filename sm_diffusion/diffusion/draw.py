@@ -16,6 +16,8 @@ from sm_diffusion.diffusion.contracts import Head, Readout
 from sm_diffusion.diffusion.readout import Summarize, scatter_memory
 from sm_diffusion.types import LogitsMemory, Memory
 
+_SLICE_ROWS = 32  # rows whose probabilities are held beside one chunk of logits
+
 
 class TokenRule(Protocol):
     """How a token is taken from a row of constrained logits."""
@@ -72,20 +74,24 @@ class Draw:
         hidden_ND = hidden_BLD.reshape(num_positions, -1).index_select(0, union_N)
         scratch = chunked.Scratch(head, hidden_ND)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        probs_buffer_CV = torch.empty_like(scratch.buffer_CV) if summarize is not None else None
         for rows, hidden_CD in scratch.chunks(hidden_ND):
             logits_CV = scratch.logits(hidden_CD)
-            if summarize is not None and probs_buffer_CV is not None and rows.stop > first_remembered:
-                remembered_CV = logits_CV[max(0, first_remembered - rows.start) :]
-                parts.append(chunked.summarize_rows(remembered_CV, summarize.top_k, probs_buffer_CV))
+            if summarize is not None and rows.stop > first_remembered:
+                # Before the rule, which may overwrite the logits; in slices, to keep their probabilities small.
+                for start in range(max(0, first_remembered - rows.start), logits_CV.shape[0], _SLICE_ROWS):
+                    part_CV = logits_CV[start : start + _SLICE_ROWS]
+                    parts.append(chunked.summarize_rows(part_CV, summarize.top_k, torch.empty_like(part_CV)))
             if rows.start < num_drawn:
                 positions_C = union_N[rows.start : min(rows.stop, num_drawn)]
                 ids_M[positions_C], confidence_M[positions_C] = self.rule(logits_CV[: len(positions_C)], positions_C)
-        memory = None
-        if summarize is not None and parts:
-            ids_NK, probs_NK, neg_entropy_N = (torch.cat(part) for part in zip(*parts, strict=True))
-            memory = scatter_memory(Memory(ids_NK, probs_NK, neg_entropy_N), union_N[first_remembered:], shape)
-        return Drawn(ids_M.view(shape), confidence_M.view(shape), memory)
+        drawn = Drawn(ids_M.view(shape), confidence_M.view(shape), None)
+        if summarize is None:
+            return drawn
+        nothing_NK = ids_M.new_zeros(0, summarize.top_k)
+        parts.append((nothing_NK, nothing_NK.float(), nothing_NK[:, 0].float()))
+        ids_NK, probs_NK, neg_entropy_N = (torch.cat(part) for part in zip(*parts, strict=True))
+        memory = Memory(ids_NK, probs_NK, neg_entropy_N)
+        return drawn._replace(memory=scatter_memory(memory, union_N[first_remembered:], shape))
 
     def _order(
         self, num_positions: int, summarize: Summarize | None, device: torch.device

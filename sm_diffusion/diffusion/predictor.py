@@ -34,12 +34,12 @@ class Predictor(nn.Module, ABC):
         *,
         sigma_B: Tensor | None = None,
         attention_mask_BL: Tensor | None = None,
-        strength: float = 1.0,
+        strength: float | Tensor = 1.0,
     ) -> Any:
         """Embed x_t (softly, where `memory` holds a prediction), run the denoiser, return the readout's result.
 
         memory:   what `bootstrap` or an earlier step remembered; None: plain masks.
-        strength: decode-time factor on omega_s.
+        strength: decode-time factor on omega_s; a number, or one a row, (B, 1).
         """
 
     @abstractmethod
@@ -74,7 +74,7 @@ class HardMaskPredictor(Predictor):
         *,
         sigma_B: Tensor | None = None,
         attention_mask_BL: Tensor | None = None,
-        strength: float = 1.0,
+        strength: float | Tensor = 1.0,
     ) -> Any:
         return self.denoiser(
             ids_BL, readout, mixing=mixings.linear, sigma_B=sigma_B, attention_mask_BL=attention_mask_BL
@@ -104,7 +104,7 @@ class SoftMaskPredictor(Predictor):
         *,
         sigma_B: Tensor | None = None,
         attention_mask_BL: Tensor | None = None,
-        strength: float = 1.0,
+        strength: float | Tensor = 1.0,
     ) -> Any:
         inputs = ids_BL if memory is None else self.soft_mask(ids_BL, memory, self.mask_id, strength)
         return self.denoiser(

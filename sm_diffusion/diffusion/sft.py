@@ -69,9 +69,7 @@ class SFTObjective(Objective):
             if allowed_BL is not None:
                 maskable_BL = maskable_BL & allowed_BL
         t_B = self.times(draws)
-        _, masked_BL = mask_tokens(
-            batch.ids_BL, self.mask_probability(t_B), draws.mask_BL, self.mask_id, maskable_BL
-        )
+        _, masked_BL = mask_tokens(batch.ids_BL, self.mask_probability(t_B), draws.mask_BL, self.mask_id, maskable_BL)
         return t_B, at_least_one_mask(masked_BL, draws.mask_BL, maskable_BL)
 
     def __call__(self, predictor: Predictor, batch: Batch, draws: Draws, *, feedback: bool) -> LossOutput:

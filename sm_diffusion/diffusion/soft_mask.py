@@ -84,7 +84,7 @@ class SoftMaskBase(nn.Module, ABC):
     def omega_b(self) -> Tensor:
         return -F.softplus(self.raw_omega_b) - SOFTPLUS_EPS
 
-    def confidence(self, neg_entropy: Tensor, strength: float) -> Tensor:
+    def confidence(self, neg_entropy: Tensor, strength: float | Tensor) -> Tensor:
         return confidence(neg_entropy.float(), self.omega_s * strength, self.omega_a, self.omega_b)
 
     @abstractmethod
@@ -92,7 +92,9 @@ class SoftMaskBase(nn.Module, ABC):
         """The readout whose result `forward` takes as its memory, for positions (B*L flattened) that stay masked."""
 
     @abstractmethod
-    def forward(self, ids_BL: Tensor, memory: Any, mask_id: int, strength: float = 1.0) -> TokenMixture | DenseMixture:
+    def forward(
+        self, ids_BL: Tensor, memory: Any, mask_id: int, strength: float | Tensor = 1.0
+    ) -> TokenMixture | DenseMixture:
         """Soft tokens: masked positions that have a memory are blended, every other keeps its own embedding."""
 
 
@@ -108,10 +110,10 @@ class SoftMask(SoftMaskBase):
     def remember_at(self, positions_N: Tensor) -> Readout:
         return Summarize(positions_N, top_k=self.top_k)
 
-    def forward(self, ids_BL: Tensor, memory: Memory, mask_id: int, strength: float = 1.0) -> TokenMixture:
+    def forward(self, ids_BL: Tensor, memory: Memory, mask_id: int, strength: float | Tensor = 1.0) -> TokenMixture:
         """Blend the masked positions that have a memory; every other position keeps weight 1 on its own token.
 
-        strength: factor on omega_s in [0, 1], from a decode-time schedule.
+        strength: factor on omega_s in [0, 1], from a decode-time schedule; a number, or one a row, (B, 1).
         Returns a mixture of K + 1 tokens: slot 0 is the input id with weight 1 - lambda.
         """
         soft_BL = (ids_BL == mask_id) & (memory.probs_BLK[..., 0] > 0)
@@ -144,7 +146,11 @@ class FullVocabularySoftMask(SoftMaskBase):
     def temperature(self) -> Tensor:
         return F.softplus(self.raw_temperature) + SOFTPLUS_EPS
 
-    def forward(self, ids_BL: Tensor, memory: LogitsMemory, mask_id: int, strength: float = 1.0) -> DenseMixture:
+    def forward(
+        self, ids_BL: Tensor, memory: LogitsMemory, mask_id: int, strength: float | Tensor = 1.0
+    ) -> DenseMixture:
+        if isinstance(strength, Tensor):
+            strength = strength.expand(ids_BL.shape).flatten()[memory.positions_N]
         soft_N = ids_BL.flatten()[memory.positions_N] == mask_id
         logits_NV = memory.logits_NV / self.temperature
         # Recomputed in the backward pass: the log-softmax of (N, V) is not kept.

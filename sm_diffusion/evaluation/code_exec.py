@@ -138,7 +138,7 @@ def _package_folders(packages: Sequence[str]) -> tuple[list[str], list[str]]:
         spec = importlib.util.find_spec(name)
         if spec is None or not spec.submodule_search_locations:
             continue
-        folder = os.path.realpath(list(spec.submodule_search_locations)[0])
+        folder = os.path.realpath(next(iter(spec.submodule_search_locations)))
         folders += [path for path in (folder, f"{folder}.libs") if os.path.isdir(path)]
         parents.append(os.path.dirname(folder))
     return folders, sorted(set(parents))
@@ -219,8 +219,8 @@ class Executor:
             return Verdict("error", f"supervisor: {error}"[:400], time.monotonic() - start)
         finally:
             _remove(folder)
-        isolation = tuple(reply["isolation"])
-        return Verdict(reply["status"], reply["detail"], reply["seconds"], reply["output"], isolation)
+        shown = (reply["status"], reply["detail"], reply["seconds"], reply["output"])
+        return Verdict(*shown, isolation=tuple(reply["isolation"]))
 
     def run_many(self, jobs: Sequence[Job]) -> list[Verdict]:
         """Verdicts of all jobs, in their order."""
@@ -229,24 +229,18 @@ class Executor:
 
     def describe(self) -> dict[str, Any]:
         """For the protocol of a score: limits, mechanisms, isolation seen, packages, how verdicts are reached."""
-        return {
-            "limits": asdict(self.limits),
-            "mechanisms": list(self.mechanisms),
-            "isolation": list(self.isolation),
-            "packages": list(self.packages),
-            "python": sys.version.split()[0],
-            "tests_run_in": "separate process, plain values cross",
-        }
+        lists = {name: list(vars(self)[name]) for name in ("mechanisms", "isolation", "packages")}
+        how = "separate process, plain values cross"
+        return {"limits": asdict(self.limits), **lists, "python": sys.version.split()[0], "tests_run_in": how}
 
 
 def _random_uid() -> int:
     """An even uid (the judge takes the next one) that no user has and that limits count alone."""
-    highest = 4_000_000_000
-    with open("/proc/self/uid_map") as file:
-        ranges = [[int(word) for word in line.split()] for line in file]
-    top = min(highest, max(inside + count for inside, _, count in ranges) - 2)
-    base = top * 3 // 4
-    return base + 2 * secrets.randbelow(max(1, (top - base) // 2))
+    table = Path("/proc/self/uid_map")
+    lines = table.read_text().splitlines() if table.exists() else ["0 0 4294967295"]
+    ends = [int(line.split()[0]) + int(line.split()[2]) for line in lines]
+    top = min(4_000_000_000, max(ends) - 2)
+    return top * 3 // 8 * 2 + 2 * secrets.randbelow(max(1, top // 8))
 
 
 def _read_answer(descriptor: int, timeout: float) -> bytes:
@@ -281,7 +275,9 @@ def _ask_worker(job: dict[str, Any], timeout: float) -> dict[str, Any]:
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=environment, start_new_session=True, cwd="/",
     )  # fmt: skip
-    assert worker.stdin is not None and worker.stdout is not None and worker.stderr is not None
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    assert worker.stderr is not None
     answer = b""
     try:
         worker.stdin.write(len(data).to_bytes(8, "big") + data)
@@ -300,5 +296,4 @@ def _ask_worker(job: dict[str, Any], timeout: float) -> dict[str, Any]:
         worker.stderr.close()
     if len(answer) < 8:
         raise ValueError(errors[-1] if errors else f"ended with code {worker.returncode} and no answer")
-    reply: dict[str, Any] = json.loads(answer[8:])
-    return reply
+    return dict(json.loads(answer[8:]))

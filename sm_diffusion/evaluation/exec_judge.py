@@ -7,6 +7,7 @@ the verdict cannot be forged.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -64,10 +65,8 @@ class _Client:
         kind = vars(builtins).get(name)
         self.raised, self.raised_name = ProgramError(f"{name}: {message}"), name
         if isinstance(kind, type) and issubclass(kind, Exception):
-            try:
+            with contextlib.suppress(TypeError):  # UnicodeDecodeError and ExceptionGroup need more than a message
                 self.raised = kind(message)
-            except TypeError:  # UnicodeDecodeError and ExceptionGroup need more than a message
-                pass
         raise self.raised
 
     def act(self, action: str, index: int, args: tuple[Any, ...] = (), keywords: dict[str, Any] | None = None) -> Any:
@@ -135,7 +134,7 @@ class Remote:
 
 
 def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:_MAX_DETAIL]
+    return " ".join(f"{type(error).__name__}: {error}"[:_MAX_DETAIL].split())
 
 
 def _failed_line(error: BaseException, code: str) -> str:

@@ -187,6 +187,8 @@ class _Program:
         """One request: {"do": "name" | "call" | "get" | "set" | "iter" | "next" | "item" | "len", ...}."""
         action = request["do"]
         if action == "name":
+            if request["name"] not in self.namespace:
+                raise NameError(f"the program defines no `{request['name']}`")
             return {"value": encode(self.namespace[request["name"]], self.refer)}
         target = self.resolve(request["target"])
         forms = request["args"]

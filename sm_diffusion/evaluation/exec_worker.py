@@ -70,7 +70,7 @@ def _confinement(job: dict[str, Any], role: str) -> box.Confinement:
     limits, extra = job["limits"], role == "judge"
     processes = int(limits["max_processes"])
     if "uid" not in job["mechanisms"]:  # the supervisor's own count too; a user namespace has a count of its own
-        processes += 4 if "namespaces" in job["mechanisms"] else _tasks_of(os.getuid()) + 4
+        processes += 4 + (0 if "namespaces" in job["mechanisms"] else _tasks_of(os.getuid()))
     return box.Confinement(
         mechanisms=tuple(job["mechanisms"]),
         folder=os.path.join(job["folder"], role),
@@ -152,13 +152,12 @@ def _exec_program(spec: box.Confinement, parent: int) -> None:
     box.die_with_parent(parent)
     isolation += ["PID namespace"] if spec.private_root else []
     os.write(_STATUS_FD, json.dumps({"isolation": isolation}).encode() + b"\n")
-    environment = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    environment = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     environment |= {"HOME": spec.work, "TMPDIR": spec.work, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
     environment |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     environment |= {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
-    interpreter = os.path.realpath(sys.executable)
-    script = os.path.join(_HERE, "exec_rpc.py")
-    os.execve(interpreter, [interpreter, "-S", "-s", script, str(_PROGRAM_FD)], environment)
+    command = [os.path.realpath(sys.executable), "-S", "-s", os.path.join(_HERE, "exec_rpc.py"), str(_PROGRAM_FD)]
+    os.execve(command[0], command, environment)
 
 
 class _Watch:
@@ -284,17 +283,14 @@ def supervise(job: dict[str, Any]) -> dict[str, Any]:
     _end_everything()
     watch.read_rest()
     status, detail = _limit_seen(status, detail, code, seconds, job["limits"])
-    isolation = watch.notes.get("isolation", [])
-    head = watch.head.decode("utf-8", "replace")
-    return {"status": status, "detail": detail, "seconds": seconds, "output": head, "isolation": isolation}
+    reply = {"status": status, "detail": detail, "seconds": seconds, "isolation": watch.notes.get("isolation", [])}
+    return {**reply, "output": watch.head.decode("utf-8", "replace")}
 
 
 def probe() -> dict[str, Any]:
-    """Which mechanisms work here, each tried alone."""
-    found = ["uid"] if os.geteuid() == 0 else []
-    found += ["landlock"] if box.landlock_abi() > 0 else []
-    found += ["seccomp"] if box.seccomp_supported() else []
-    return {"mechanisms": found}
+    """Which mechanisms are there; whether namespaces work, only a trial run tells."""
+    works = {"uid": os.geteuid() == 0, "landlock": box.landlock_abi() > 0, "seccomp": box.seccomp_supported()}
+    return {"mechanisms": [name for name, there in works.items() if there]}
 
 
 if __name__ == "__main__":

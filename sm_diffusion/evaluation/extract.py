@@ -215,7 +215,7 @@ def normalize_math(text: str) -> str:
     """One spelling of a LaTeX answer: spacing, `dfrac`, `\\frac12`, text and units, `$`, `%`, degrees, thousands
     commas, a leading `x =`, a final full stop, `a/b` for integers, and a missing zero before a decimal point.
     """
-    value = text.strip().strip("$").strip()
+    value = text.strip().strip("$")
     for pattern, replacement in _REWRITES:
         value = re.sub(pattern, replacement, value)
     if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", value):

@@ -6,6 +6,7 @@ that every JSON reader can open the file and no bad number is lost.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -20,8 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sm_diffusion.types import UserError
 
@@ -99,6 +98,8 @@ def package_versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """cpu (model), cores (usable by this process), memory_gib, gpus (names), platform."""
+    import torch  # here, so that tools which only read results start at once
+
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
@@ -144,10 +145,8 @@ def write_json(path: Path, obj: Any) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        try:
+        with contextlib.suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
-        except OSError:
-            pass  # the first error is the one to report
         raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from None
 
 

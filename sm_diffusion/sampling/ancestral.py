@@ -33,8 +33,11 @@ class Rates(NamedTuple):
 
 
 def mdlm_rates(move_t: float, move_s: float) -> Rates:
-    """MDLM's analytic step: unmask with probability (move_t - move_s) / move_t, tokens stay (arXiv 2406.07524, eq. 7)."""
-    return Rates(move_t - move_s, move_s, 0.0)
+    """MDLM (arXiv 2406.07524, eq. 7): unmask with probability (move_t - move_s) / move_t; tokens stay.
+
+    A negative move_s (ReMDM-loop overshoots with very few steps) leaves no mask, as it does in the published race.
+    """
+    return Rates(move_t - move_s, max(move_s, 0.0), 0.0)
 
 
 def transition_probs(p_BLV: Tensor, rates: Rates, masked_BL: Tensor, mask_id: int) -> Tensor:

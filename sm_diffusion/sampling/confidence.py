@@ -1,7 +1,8 @@
 """Orders by confidence and by chance: Dream's timetable, or as many tokens as are sure enough.
 
 A confidence order needs the prediction before it can choose, so the head runs at every masked position. The random
-orders choose first, like the ancestral sampler.
+orders choose first, like the ancestral sampler. Diffusion time, for noise levels and decode-time schedules of the
+feedback, is the share of a row's open positions that is still masked (as in the authors' Dream code).
 """
 
 from __future__ import annotations
@@ -13,16 +14,12 @@ from torch import Tensor
 
 from sm_diffusion.sampling.categorical import Measure
 from sm_diffusion.sampling.noise import StepNoise
-from sm_diffusion.sampling.policy import Proposal, State, TimeGrid, UnmaskPolicy, same_time, top_n
+from sm_diffusion.sampling.policy import Proposal, State, TimeGrid, UnmaskPolicy, masked_share, top_n
 from sm_diffusion.types import UserError
 
 
 class Pace(ABC):
     """How many tokens a confidence order accepts in a step."""
-
-    @abstractmethod
-    def time(self, state: State) -> Tensor:
-        """float64 (B,), diffusion time of the step's prediction."""
 
     @abstractmethod
     def count(self, state: State, confidence_BL: Tensor) -> Tensor:
@@ -50,9 +47,6 @@ class Timetable(Pace):
     def __init__(self, *, num_steps: int, eps: float = 1e-3) -> None:
         self.grid = TimeGrid(num_steps, eps)
 
-    def time(self, state: State) -> Tensor:
-        return same_time(state, self.grid.times[state.step])
-
     def scheduled(self, state: State) -> Tensor:
         """int64 (B,), the number due in this step."""
         # float32, as in Dream: where masks * share is almost whole, the rounding decides.
@@ -76,14 +70,10 @@ class Threshold(Pace):
     """All tokens with confidence >= value, and at least one a row (parallel decoding of Fast-dLLM, arXiv 2505.22618).
 
     value: in the units of the measure: probability or margin in [0, 1], or negative entropy in nats (<= 0).
-    Time, where it matters, is the share of the row's open positions that is still masked.
     """
 
     def __init__(self, *, value: float) -> None:
         self.value = value
-
-    def time(self, state: State) -> Tensor:
-        return state.masked_BL.sum(1).double() / state.open_BL.sum(1).clamp_min(1)
 
     def count(self, state: State, confidence_BL: Tensor) -> Tensor:
         return (confidence_BL >= self.value).sum(1).clamp_min(1)
@@ -111,6 +101,8 @@ class ConfidenceOrder(UnmaskPolicy):
     def __init__(self, *, measure: Measure, pace: Pace, alg_temp: float | None = None) -> None:
         if alg_temp is not None and not alg_temp >= 0:
             raise UserError(f"sampler.alg_temp={alg_temp}: must be >= 0 (0 or null: the surest positions)")
+        if alg_temp and isinstance(pace, Threshold):
+            raise UserError(f"sampler.alg_temp={alg_temp}: a confidence threshold leaves nothing to draw, set it to 0")
         self.measure = measure
         self.pace = pace
         self.alg_temp = alg_temp or 0.0
@@ -126,7 +118,7 @@ class ConfidenceOrder(UnmaskPolicy):
                 score_BL = confidence_BL / self.alg_temp + gumbel_BL
             return top_n(score_BL, draw_BL, self.pace.count(state, confidence_BL))
 
-        return Proposal(self.pace.time(state), draw_BL, choose=choose, measure=self.measure)
+        return Proposal(masked_share(state), draw_BL, choose=choose, measure=self.measure)
 
     def max_steps(self, open_BL: Tensor) -> int:
         return self.pace.max_steps(open_BL)
@@ -148,7 +140,7 @@ class RandomOrder(UnmaskPolicy):
 
     def propose(self, state: State, noise: StepNoise) -> Proposal:
         draw_BL = top_n(noise.order_BL, state.masked_BL, self.pace.scheduled(state))
-        return Proposal(self.pace.time(state), draw_BL)
+        return Proposal(masked_share(state), draw_BL)
 
     def max_steps(self, open_BL: Tensor) -> int:
         return self.pace.max_steps(open_BL)
@@ -170,7 +162,7 @@ class Origin(UnmaskPolicy):
 
     def propose(self, state: State, noise: StepNoise) -> Proposal:
         draw_BL = state.masked_BL & (noise.move_BL < self.grid.share(state.step))
-        return Proposal(same_time(state, self.grid.times[state.step]), draw_BL)
+        return Proposal(masked_share(state), draw_BL)
 
     def max_steps(self, open_BL: Tensor) -> int:
         return self.grid.num_steps

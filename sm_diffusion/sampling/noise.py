@@ -66,4 +66,5 @@ class RowNoise(Noise):
         numbers = torch.from_numpy(numbers_BPW)
         numbers_BLW = numbers.gather(1, self.index_BL1.expand(-1, -1, _WORDS_PER_COUNT)).to(masked_BL.device)
         row_B = numbers[:, 0, 3].to(masked_BL.device)
-        return StepNoise(*(numbers_BLW[..., word].contiguous() for word in range(3)), row_B)
+        move_BL, token_BL, order_BL, _ = numbers_BLW.unbind(-1)
+        return StepNoise(move_BL, token_BL, order_BL, row_B)

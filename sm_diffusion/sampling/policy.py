@@ -110,6 +110,11 @@ def same_time(state: State, t: float) -> Tensor:
     return torch.full_like(state.time_B, t)
 
 
+def masked_share(state: State) -> Tensor:
+    """Masks left / positions to fill, of each row; float64 in [0, 1]."""
+    return state.masked_BL.sum(1).double() / state.open_BL.sum(1).clamp_min(1)
+
+
 def top_n(score_BL: Tensor, eligible_BL: Tensor, count_B: Tensor) -> Tensor:
     """bool: the count_B eligible positions of each row with the largest scores; ties go to the first position."""
     score_BL = score_BL.masked_fill(~eligible_BL, -torch.inf)

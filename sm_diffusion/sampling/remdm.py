@@ -92,10 +92,11 @@ class RemdmLoop(TransitionPolicy):
         super().__init__(TimeGrid(num_steps, eps), measure=None, remasks=True)
         if not 0 < t_off < t_on < 1 or not 0 < alpha_on < 1:
             raise UserError(
-                f"sampler.t_off={t_off}, t_on={t_on}, alpha_on={alpha_on}: need 0 < t_off < t_on < 1 and 0 < alpha_on < 1"
+                f"sampler.t_off={t_off}, t_on={t_on}, alpha_on={alpha_on}: need 0 < t_off < t_on < 1, 0 < alpha_on < 1"
             )
-        if _probability("eta", eta) * alpha_on > 1 - alpha_on:
-            raise UserError(f"sampler.eta={eta}: must be <= (1 - alpha_on) / alpha_on = {(1 - alpha_on) / alpha_on:.3g}")
+        largest = (1 - alpha_on) / alpha_on
+        if _probability("eta", eta) > largest:
+            raise UserError(f"sampler.eta={eta}: must be <= (1 - alpha_on) / alpha_on = {largest:.3g}")
         self.eta, self.t_on, self.t_off, self.alpha_on = eta, t_on, t_off, alpha_on
 
     def rates(self, state: State) -> Rates:

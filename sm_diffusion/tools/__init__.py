@@ -11,20 +11,42 @@ import csv
 import io
 import math
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sm_diffusion.evaluation.results import read_json, read_results
 from sm_diffusion.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"
 RUNS = Path("runs")
 DESCRIPTION = "experiment.yaml"
+# What changes no result: a run that differs in these only is the same run.
+IRRELEVANT = (
+    "output_dir",
+    "ckpt_path",
+    "overwrite",
+    "logger",
+    "callbacks.progress_seconds",
+    "callbacks.plots",
+    "callbacks.checkpoint",
+    "data.cache_dir",
+    "data.num_workers",
+    "strategy.timeout_seconds",
+    "trainer.log_every_steps",
+    "trainer.threads",
+)
+EXPECTED = "expected.json"
 TEXT_WIDTH = 110
+CELL_WIDTH = 44
+# Left in a run folder whose starting checkpoint was trained again.
+STALE_MARK = "stale"
 _SEED_SUFFIX = re.compile(r"-seed\d+$")
 
 
@@ -45,7 +67,7 @@ class Experiment:
 def list_experiments(folder: Path | None = None) -> list[str]:
     """Names of the experiment folders that hold at least one row."""
     folder = EXPERIMENTS if folder is None else folder
-    return sorted(path.name for path in folder.glob("*") if path.is_dir() and _row_files(path)) if folder.is_dir() else []
+    return sorted(path.name for path in folder.glob("*") if path.is_dir() and _row_files(path))
 
 
 def _row_files(folder: Path) -> list[str]:
@@ -61,7 +83,8 @@ def load_experiment(name: str, folder: Path | None = None) -> Experiment:
     folder = EXPERIMENTS if folder is None else folder
     known = list_experiments(folder)
     if name not in known:
-        raise UserError(f"{name}: no such experiment; choose one of: {', '.join(known) or 'none are in ' + str(folder)}")
+        choices = f"choose one of: {', '.join(known)}" if known else f"{folder} holds none"
+        raise UserError(f"{name}: no such experiment; {choices}")
     path = folder / name / DESCRIPTION
     described = _read_description(path)
     files = _row_files(folder / name)
@@ -122,6 +145,89 @@ def seed_folders(experiment: str, row: str, *, runs: Path = RUNS) -> list[Path]:
     return [path for path in (own, *others) if path.is_dir()]
 
 
+def expected_values(experiment: Experiment) -> list[tuple[str, str, dict[str, Any]]]:
+    """(row, metric, {value, tolerance, source}) of expected.json; several sources for one metric are a list."""
+    path = experiment.folder / EXPECTED
+    if not path.is_file():
+        return []
+    found = []
+    for row, metrics in read_json(path).items():
+        if row not in experiment.rows:
+            raise UserError(f"{path}: {row}: no such row; the rows are {', '.join(experiment.rows)}")
+        for metric, entries in metrics.items():
+            for entry in entries if isinstance(entries, list) else [entries]:
+                if not isinstance(entry, dict) or "value" not in entry or "source" not in entry:
+                    raise UserError(f'{path}: {row}: {metric}: give {{"value", "tolerance", "source"}}')
+                found.append((row, metric, entry))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------ state
+
+
+class State(Enum):
+    """Of a row's run folder. CHANGED: it holds a run of another configuration. STALE: of another start."""
+
+    DONE = "done"
+    MISSING = "to run"
+    INTERRUPTED = "to continue"
+    RESTART = "to start again (interrupted before its first checkpoint)"
+    CHANGED = "made with other settings"
+    STALE = "to run again (what it starts from was trained again)"
+
+
+def state_of(folder: Path, config: Mapping[str, Any]) -> tuple[State, list[str]]:
+    """Where a run stands, judged by its files and by the configuration it would have today."""
+    earlier = _earlier_config(folder)
+    if earlier is not None and (differences := config_differences(earlier, config)):
+        return State.CHANGED, differences
+    if (folder / STALE_MARK).exists():
+        return State.STALE, []
+    if (folder / "results.json").is_file():
+        return State.DONE, []
+    if (folder / "checkpoints" / "last.ckpt").exists():
+        return State.INTERRUPTED, []
+    return (State.RESTART if folder.is_dir() and any(folder.iterdir()) else State.MISSING), []
+
+
+def _earlier_config(folder: Path) -> Mapping[str, Any] | None:
+    if (folder / "results.json").is_file():
+        config = read_results(folder / "results.json").get("config")
+        return config if isinstance(config, dict) else None
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return None
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError:
+        raise UserError(f"{path}: not a YAML file; delete {folder} to run it again") from None
+    return config if isinstance(config, dict) else None
+
+
+def config_differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`key: old -> new` of every setting that can change a result."""
+    old, new = _flat(earlier), _flat(now)
+    return [
+        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not _irrelevant(key)
+    ]
+
+
+def _irrelevant(key: str) -> bool:
+    return any(key == setting or key.startswith(f"{setting}.") for setting in IRRELEVANT)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
 # ----------------------------------------------------------------------------------------------------------- tables
 
 
@@ -141,25 +247,36 @@ def number(value: float, digits: int = 4) -> str:
     return f"{value:.{min(decimals, 6)}f}"
 
 
-def text_table(lines: Sequence[Sequence[str]], num_labels: int) -> str:
-    """Aligned columns of at most TEXT_WIDTH characters. What does not fit goes into blocks below one another, each
-    beginning with the first `num_labels` columns. A last column of long words is left as it is."""
+def text_table(lines: Sequence[Sequence[str]], num_labels: int, break_before: str = "") -> str:
+    """Aligned columns, at most TEXT_WIDTH characters wide. What does not fit goes into blocks below one another, each
+    beginning with the first `num_labels` columns; the column titled `break_before` then begins a block."""
+    lines = [part for line in lines for part in _wrapped(line)]
     widths = [max(len(line[index]) for line in lines) for index in range(len(lines[0]))]
-    labels = list(range(num_labels))
-    room = TEXT_WIDTH - sum(widths[index] + 2 for index in labels)
+    room = TEXT_WIDTH - sum(width + 2 for width in widths[:num_labels])
+    fits = sum(width + 2 for width in widths[num_labels:]) - 2 <= room
     blocks: list[list[int]] = [[]]
     used = 0
     for index in range(num_labels, len(widths)):
-        if blocks[-1] and used + widths[index] > room:
+        if blocks[-1] and not fits and (used + widths[index] > room or lines[0][index] == break_before):
             blocks.append([])
             used = 0
         blocks[-1].append(index)
         used += widths[index] + 2
     rendered = []
     for block in blocks:
-        columns = labels + block
+        columns = [*range(num_labels), *block]
         rendered.append("\n".join("  ".join(line[i].ljust(widths[i]) for i in columns).rstrip() for line in lines))
     return "\n\n".join(rendered)
+
+
+def _wrapped(line: Sequence[str]) -> list[list[str]]:
+    cells = [wrap_text(cell, CELL_WIDTH) for cell in line]
+    return [[cell[i] if i < len(cell) else "" for cell in cells] for i in range(max(map(len, cells)))]
+
+
+def wrap_text(text: str, width: int = TEXT_WIDTH) -> list[str]:
+    """Lines of whole words; at least one."""
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def markdown_table(lines: Sequence[Sequence[str]], num_labels: int) -> str:

@@ -23,7 +23,7 @@ smd plan experiments=quickstart/continue_sm --accelerator A100 --mfu 0.3
 # Dense bf16 peak, TFLOP/s, from the vendor's data sheets (SXM form, no sparsity).
 PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0}
 # Vocabularies of well-known hub tokenizers, the mask included.
-HUB_VOCABULARIES = {name: 50258 for name in ("gpt2", "openai-community/gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+HUB_VOCABULARIES = dict.fromkeys(("gpt2", "openai-community/gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"), 50258)
 FIXED_VOCABULARIES = {"char": 28, "byte": 258}
 FLOAT32, BFLOAT16 = 4, 2
 
@@ -95,15 +95,14 @@ def state_bytes(parameters: Parameters, *, ema: bool, mixed: bool) -> dict[str, 
     return parts
 
 
-def block_activation_bytes(width: int, *, mixed: bool, dropout: bool) -> int:
+def block_activation_bytes(width: int, *, mixed: bool, mask_bytes: int) -> int:
     """Bytes one position keeps in one DiT block for the backward pass.
 
     Float32 whatever the precision, 4 x width: the two norms' inputs and outputs (the residual stream). In the
     precision of the matrices, 18 x width: inputs of the four matrices (1 + 1 + 1 + 4), GELU's input (4), qkv (3),
-    rotated q and k (2), two gated branches (2). One byte x 2 x width: the two dropout masks.
+    rotated q and k (2), two gated branches (2). mask_bytes, 2 x width: the two dropout masks.
     """
-    size = BFLOAT16 if mixed else FLOAT32
-    return 4 * FLOAT32 * width + 18 * size * width + (2 * width if dropout else 0)
+    return width * (4 * FLOAT32 + 18 * (BFLOAT16 if mixed else FLOAT32) + 2 * mask_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,23 +113,24 @@ class ActivationShape:
     width: int
     num_positions: int  # micro-batch sequences x length
     mixed: bool
-    dropout: bool
+    mask_bytes: int  # an element of a dropout mask: 0 without dropout, 1 on CUDA, that of its values on the CPU
     recompute: bool
 
 
 def activation_bytes(shape: ActivationShape) -> int:
     """Of all blocks and positions. With recomputation: each block's input, and one block at a time in full."""
-    one = block_activation_bytes(shape.width, mixed=shape.mixed, dropout=shape.dropout)
+    one = block_activation_bytes(shape.width, mixed=shape.mixed, mask_bytes=shape.mask_bytes)
     if shape.recompute:
         return shape.num_positions * (shape.num_blocks * FLOAT32 * shape.width + one)
     return shape.num_positions * shape.num_blocks * one
 
 
-def logits_chunk_bytes(vocab_size: int, device_type: str) -> int:
+def logits_chunk_bytes(vocab_size: int, num_positions: int, device_type: str) -> int:
     """The float32 buffer that one chunk of logits after another is written to; its columns are padded."""
     from sm_diffusion.diffusion.chunked import GROUP, chunk_rows
 
-    return FLOAT32 * chunk_rows(vocab_size, device_type) * (math.ceil(vocab_size / GROUP) * GROUP)
+    rows = min(chunk_rows(vocab_size, device_type), num_positions)
+    return FLOAT32 * rows * (math.ceil(vocab_size / GROUP) * GROUP)
 
 
 def days(flops: float, *, peak_tflops: float, mfu: float, num_devices: int) -> float:
@@ -194,8 +194,7 @@ def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int)
     flops = training_flops(
         blocks, head, masked_share=share, p_sm=p_sm, recompute_blocks=model.activation_checkpointing
     )
-    tokens_per_step = data.global_batch_sequences * data.length
-    steps = config.trainer.max_steps
+    tokens_per_step, steps = data.global_batch_sequences * data.length, config.trainer.max_steps
     if config.trainer.max_flops is not None:
         steps = min(steps, math.ceil(config.trainer.max_flops / (flops.training * tokens_per_step)))
     precision = config.trainer.precision
@@ -206,12 +205,13 @@ def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int)
         width=model.width,
         num_positions=micro * data.length,
         mixed=mixed,
-        dropout=model.dropout > 0,
+        mask_bytes=(1 if on_gpu else BFLOAT16 if mixed else FLOAT32) if model.dropout else 0,
         recompute=model.activation_checkpointing,
     )
     memory = state_bytes(parameters, ema=config.callbacks.ema.enabled, mixed=mixed)
     memory["activations (estimate)"] = activation_bytes(shape)
-    memory["one chunk of logits"] = logits_chunk_bytes(size, "cuda" if on_gpu else "cpu")
+    masked = max(1, math.ceil(share * shape.num_positions))
+    memory["one chunk of logits"] = logits_chunk_bytes(size, masked, "cuda" if on_gpu else "cpu")
     return Plan(size, parameters, flops, steps * tokens_per_step, steps, memory, shape)
 
 
@@ -259,8 +259,8 @@ def plan_text(plan: Plan, *, accelerator: str, mfu: float, num_devices: int) -> 
 def arithmetic_text(shape: ActivationShape) -> list[str]:
     """How the estimate of the activations comes about."""
     size = BFLOAT16 if shape.mixed else FLOAT32
-    one = block_activation_bytes(shape.width, mixed=shape.mixed, dropout=shape.dropout)
-    masks = ", dropout masks 2 x width" if shape.dropout else ""
+    one = block_activation_bytes(shape.width, mixed=shape.mixed, mask_bytes=shape.mask_bytes)
+    masks = f", dropout masks {2 * shape.mask_bytes} x width" if shape.mask_bytes else ""
     kept = f"4 x width, and one block in full ({one:,})" if shape.recompute else f"{one:,}"
     return [
         f"  activations: {shape.num_positions:,} positions x {shape.num_blocks} blocks x {kept} bytes",
@@ -292,7 +292,7 @@ def run(args: argparse.Namespace) -> int:
     if args.vocab is not None and args.vocab < 2:
         raise UserError(f"--vocab {args.vocab}: give at least 2, the mask included")
     config = compose_and_validate("train", args.overrides)
-    num_devices = args.devices or config.trainer.devices * config.trainer.num_nodes
+    num_devices = config.trainer.devices * config.trainer.num_nodes if args.devices is None else args.devices
     if num_devices < 1:
         raise UserError(f"--devices {num_devices}: give at least 1")
     plan = make_plan(config, vocab=args.vocab, on_gpu=config.trainer.accelerator != "cpu", num_devices=num_devices)

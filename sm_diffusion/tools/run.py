@@ -11,17 +11,15 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
-from sm_diffusion.evaluation.results import read_results
-from sm_diffusion.tools import ROOT, RUNS, Experiment, load_experiment, run_folder
+from sm_diffusion.tools import ROOT, RUNS, STALE_MARK, Experiment, State, load_experiment, run_folder, state_of
+from sm_diffusion.tools.table import report
 from sm_diffusion.types import UserError
 
 HELP = "train and evaluate the rows of an experiment that are missing, then print its table"
@@ -32,35 +30,8 @@ smd run quickstart --only pretrain
 smd run quickstart --seeds 1,2,3
 smd run quickstart --runs /tmp/smoke trainer.max_steps=20
 """
-# What changes no result: a run that differs in these only is the same run.
-IRRELEVANT = (
-    "output_dir",
-    "ckpt_path",
-    "overwrite",
-    "logger",
-    "callbacks.progress_seconds",
-    "callbacks.plots",
-    "callbacks.checkpoint",
-    "data.cache_dir",
-    "data.num_workers",
-    "strategy.timeout_seconds",
-    "trainer.log_every_steps",
-    "trainer.threads",
-)
-# Left in a run folder whose starting checkpoint was trained again.
-STALE_MARK = "stale"
+GRACE_SECONDS = 60  # that an interrupted program gets to write a checkpoint
 Compose = Callable[[Sequence[str]], Mapping[str, Any]]
-
-
-class State(Enum):
-    """Of a row's run folder. CHANGED: it holds a run of another configuration. STALE: of another start."""
-
-    DONE = "done"
-    MISSING = "to run"
-    INTERRUPTED = "to continue"
-    RESTART = "to start again (interrupted before its first checkpoint)"
-    CHANGED = "made with other settings"
-    STALE = "to run again (what it starts from was trained again)"
 
 
 @dataclass(frozen=True)
@@ -134,15 +105,24 @@ def _plan_run(
     overrides = list(base)
     if seed is not None:
         overrides += [f"seed={seed}", f"name={experiment.name}/{folder.name}"]
-    if Path(own["output_dir"]) != folder:
+    config = own if seed is None else compose(overrides)
+    if Path(config["output_dir"]) != folder:
         overrides.append(f"output_dir={quoted(str(folder))}")
     start = _start(experiment, own["init_from"], seed=seed, runs=runs)
     if start is not None and str(start[1]) != own["init_from"]:
         overrides.append(f"init_from={quoted(str(start[1]))}")
-    config = compose(overrides) if len(overrides) > len(base) else own
+    if len(overrides) > len(base):
+        config = compose(overrides)
     state, differences = state_of(folder, config)
-    seed_used = int(config["seed"])
-    return RowRun(row, seed_used, folder, tuple(overrides), start[0] if start else None, state, tuple(differences))
+    return RowRun(
+        row=row,
+        seed=int(config["seed"]),
+        folder=folder,
+        overrides=tuple(overrides),
+        needs=start[0] if start else None,
+        state=state,
+        differences=tuple(differences),
+    )
 
 
 def _start(experiment: Experiment, init_from: str | None, *, seed: int | None, runs: Path) -> tuple[Path, Path] | None:
@@ -159,77 +139,21 @@ def quoted(value: str) -> str:
     """A value as Hydra's command-line grammar reads it back."""
     if re.fullmatch(r"[\w./+-]+", value):
         return value
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    # Hydra takes a backslash literally unless it stands before a quote.
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value) + "'"
 
 
 def _ordered(planned: Sequence[RowRun]) -> list[RowRun]:
     """Each run after the one it starts from, otherwise in the given order."""
     waiting, ordered = list(planned), []
-    placed: set[Path] = set()
-    inside = {item.folder for item in planned}
     while waiting:
-        ready = next((item for item in waiting if item.needs is None or item.needs in placed | ({item.needs} - inside)), None)
+        blocked = {item.folder for item in waiting}
+        ready = next((item for item in waiting if item.needs not in blocked), None)
         if ready is None:
             raise UserError(f"rows start from one another in a circle: {', '.join(item.row for item in waiting)}")
         waiting.remove(ready)
         ordered.append(ready)
-        placed.add(ready.folder)
     return ordered
-
-
-# ------------------------------------------------------------------------------------------------------------ state
-
-
-def state_of(folder: Path, config: Mapping[str, Any]) -> tuple[State, list[str]]:
-    """Where a run stands, judged by its files and by the configuration it would have today."""
-    earlier = _earlier_config(folder)
-    if earlier is not None and (differences := config_differences(earlier, config)):
-        return State.CHANGED, differences
-    if (folder / STALE_MARK).exists():
-        return State.STALE, []
-    if (folder / "results.json").is_file():
-        return State.DONE, []
-    if (folder / "checkpoints" / "last.ckpt").exists():
-        return State.INTERRUPTED, []
-    return (State.RESTART if folder.is_dir() and any(folder.iterdir()) else State.MISSING), []
-
-
-def _earlier_config(folder: Path) -> Mapping[str, Any] | None:
-    if (folder / "results.json").is_file():
-        config = read_results(folder / "results.json").get("config")
-        return config if isinstance(config, dict) else None
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return None
-    try:
-        config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError:
-        raise UserError(f"{path}: not a YAML file; delete {folder} to run it again") from None
-    return config if isinstance(config, dict) else None
-
-
-def config_differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`key: old -> new` of every setting that can change a result."""
-    old, new = _flat(earlier), _flat(now)
-    return [
-        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _irrelevant(key)
-    ]
-
-
-def _irrelevant(key: str) -> bool:
-    return any(key == setting or key.startswith(f"{setting}.") for setting in IRRELEVANT)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 # -------------------------------------------------------------------------------------------------------------- run
@@ -250,19 +174,22 @@ def execute(chosen: Sequence[RowRun], planned: Sequence[RowRun], *, experiment: 
             f"{first.folder}: holds a run with other settings ({'; '.join(first.differences[:4])}); "
             "keep it by choosing another folder with --runs, or replace it with --overwrite"
         )
+    states = {item.folder: item.state for item in planned}
     again: set[Path] = set()
     for item in chosen:
-        if item.needs in again and item.state in (State.DONE, State.INTERRUPTED):
+        if item.needs in again:
             item = dataclasses.replace(item, state=State.STALE)
         if item.state is State.DONE:
             print(f"{item.folder}: done", flush=True)
             continue
-        if item.needs is not None and not (item.needs / "results.json").is_file():
-            raise UserError(f"{item.folder}: starts from {item.needs}, which is not finished; run that row first")
+        if item.needs is not None and states[item.needs] is not State.DONE:
+            where = f"{item.needs}, which is {states[item.needs].value}"
+            raise UserError(f"{item.folder}: starts from {where}; run that row first, or leave out --only")
         if item.state in (State.CHANGED, State.STALE):
             again.add(item.folder)
             _mark_stale(item, planned)
         _run_one(item, experiment)
+        states[item.folder] = State.DONE
 
 
 def _mark_stale(item: RowRun, planned: Sequence[RowRun]) -> None:
@@ -277,28 +204,81 @@ def _run_one(item: RowRun, experiment: Experiment) -> None:
     command = item.command()
     print(f"{item.folder}: {item.state.value}\n$ {shlex.join(command)}", flush=True)
     status = call(command)
-    again = f'then "smd run {experiment.name}" again: finished rows are kept, this one continues from its last checkpoint'
+    again = f'then call "smd run {experiment.name}" again: what is finished is kept, this row is continued'
     if status != 0:
-        raise UserError(f"row {item.row} (seed {item.seed}) failed with status {status}; mend what it says above, {again}")
+        raise UserError(f"row {item.row} (seed {item.seed}) failed, status {status}: mend what it says above, {again}")
+    (item.folder / STALE_MARK).unlink(missing_ok=True)
     if not (item.folder / "results.json").is_file():
-        raise UserError(f"row {item.row} (seed {item.seed}) ended without {item.folder / 'results.json'}; {again}")
+        raise UserError(f"row {item.row} (seed {item.seed}) wrote no {item.folder / 'results.json'}; {again}")
 
 
 def call(command: Sequence[str]) -> int:
-    """Run a program on this terminal. An interruption or SIGTERM reaches it too, and is waited for."""
+    """Run a program on this terminal. An interruption or SIGTERM is passed on and its orderly end waited for."""
     with subprocess.Popen(command) as process:
         previous = signal.signal(signal.SIGTERM, _terminated)
         try:
             return process.wait()
-        except BaseException:
-            process.terminate()
+        except KeyboardInterrupt:
+            # A terminal has interrupted the program as well; give it time to write its checkpoint.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=60)
-            process.kill()
+                process.wait(timeout=GRACE_SECONDS)
             raise
         finally:
+            if process.poll() is None:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=GRACE_SECONDS)
+                process.kill()
             signal.signal(signal.SIGTERM, previous)
 
 
 def _terminated(number: int, frame: Any) -> None:
     raise SystemExit(128 + number)
+
+
+def written_files(chosen: Sequence[RowRun]) -> list[Path]:
+    """What people look for in the run folders."""
+    patterns = ("results.json", "plots/*.png", "checkpoints/last.ckpt")
+    return [path for item in chosen for pattern in patterns for path in sorted(item.folder.glob(pattern))]
+
+
+def seeds_of(text: str) -> list[int]:
+    """1,2,3 -> [1, 2, 3]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: give numbers separated by commas, for example 1,2,3") from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", help="a folder of experiments/")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for every row, as for train.py")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
+    parser.add_argument("--only", action="append", default=[], metavar="ROW", help="this row; may be repeated")
+    parser.add_argument("--seeds", type=seeds_of, default=[], metavar="1,2,3", help="default: each row's own seed")
+    parser.add_argument("--overwrite", action="store_true", help="replace runs made with other settings")
+    parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"where runs lie, default {RUNS}/")
+
+
+def run(args: argparse.Namespace) -> int:
+    experiment = load_experiment(args.experiment)
+    planned = plan_runs(experiment, seeds=args.seeds, extra=args.overrides, runs=args.runs)
+    chosen = selected(planned, args.only, experiment)
+    if args.dry_run:
+        for item in chosen:
+            print(f"{item.folder}: {item.state.value}", *(f"  {line}" for line in item.differences), sep="\n")
+            if item.state is not State.DONE:
+                print(f"  $ {shlex.join(item.command())}")
+        return 0
+    lock = args.runs / experiment.name / ".lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock, timeout=0):
+            execute(chosen, planned, experiment=experiment, overwrite=args.overwrite)
+    except Timeout:
+        raise UserError(f"{lock.parent}: another smd run is at work there; wait for its end") from None
+    except OSError as error:
+        raise UserError(f"{lock.parent}: cannot be written ({error.strerror}); set another --runs folder") from None
+    print(f"\n{report(experiment, runs=args.runs)}\n\nfiles:")
+    print("\n".join(f"  {path}" for path in written_files(chosen)))
+    return 0

@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.evaluation.results import Spread, paired_difference, read_json, read_results, spread
+from sm_diffusion.evaluation.results import Spread, paired_difference, read_results, spread
 from sm_diffusion.tools import (
     RUNS,
     Experiment,
     csv_table,
+    expected_values,
     load_experiment,
     markdown_table,
     number,
     seed_folders,
     text_table,
+    wrap_text,
 )
-from sm_diffusion.types import UserError
 
 HELP = "print the results of an experiment beside expected values"
 EXAMPLES = """
@@ -31,7 +32,6 @@ smd table quickstart --format csv > quickstart.csv
 """
 NOT_RUN = "not run"
 ABSENT = "-"
-EXPECTED = "expected.json"
 VERDICT_METRIC = "val/ppl"
 # A run's own settings, which may differ between the seeds of one row.
 PER_SEED_SETTINGS = ("name", "output_dir", "seed", "init_from", "ckpt_path", "overwrite")
@@ -42,7 +42,7 @@ PER_SEED_SETTINGS = ("name", "output_dir", "seed", "init_from", "ckpt_path", "ov
 
 @dataclass(frozen=True)
 class Column:
-    """key: metric name, or `compute/...`; digits: significant ones, 0 for counts with a unit letter."""
+    """key: metric name, `compute/...` or `omegas/...`; digits: significant ones, 0 for counts with a unit letter."""
 
     key: str
     title: str
@@ -58,13 +58,15 @@ COLUMNS = (
     Column("compute/flops", "train FLOPs", 0),
     Column("compute/tokens_per_second", "tokens/s", 0),
 )
-OMEGAS = "omega_s, omega_a, omega_b"
+OMEGAS = "omega s, a, b"
+FIRST_COST = "passes"
+OMEGA_KEYS = ("omegas/omega_s", "omegas/omega_a", "omegas/omega_b")
+SECTIONS = ("compute", "omegas")  # of results.json, named by a key's prefix; other keys are metrics
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the experiment: its runs by seed, oldest contract first. Empty: not run. `unfinished`: folders
-    that hold checkpoints but no results."""
+    """A row's results by seed, empty when it was not run. unfinished: its folders without results."""
 
     name: str
     runs: Mapping[int, dict[str, Any]]
@@ -72,7 +74,8 @@ class Row:
 
     def values(self, key: str) -> dict[int, float]:
         """seed -> value, of the runs that have it."""
-        section, name = ("compute", key.removeprefix("compute/")) if key.startswith("compute/") else ("metrics", key)
+        prefix, _, rest = key.partition("/")
+        section, name = (prefix, rest) if prefix in SECTIONS else ("metrics", key)
         found = {seed: (results.get(section) or {}).get(name) for seed, results in self.runs.items()}
         return {seed: float(value) for seed, value in found.items() if value is not None}
 
@@ -96,7 +99,7 @@ def collect(experiment: Experiment, runs: Path = RUNS) -> list[Row]:
 def with_spread(values: Spread, digits: int) -> str:
     """mean, or mean ± std over at least two runs."""
     mean = number(values.mean, digits)
-    if values.std is None:
+    if values.std is None or (digits == 0 and values.std == 0):
         return mean
     if digits == 0 or not math.isfinite(values.std) or not math.isfinite(values.mean):
         return f"{mean} ± {number(values.std, 0)}"
@@ -116,12 +119,8 @@ def omega_cell(row: Row) -> str:
     """Mean final omegas of the runs."""
     if not row.runs:
         return NOT_RUN
-    found = [results["omegas"] for results in row.runs.values() if results.get("omegas")]
-    if not found:
-        return ABSENT
-    return ", ".join(
-        number(spread([float(omegas[key]) for omegas in found]).mean, 3) for key in ("omega_s", "omega_a", "omega_b")
-    )
+    found = [list(row.values(key).values()) for key in OMEGA_KEYS]
+    return ", ".join(number(spread(values).mean, 3) for values in found) if all(found) else ABSENT
 
 
 def columns_of(experiment: Experiment, rows: Sequence[Row]) -> list[Column]:
@@ -152,29 +151,12 @@ def main_table(experiment: Experiment, rows: Sequence[Row], *, by_seed: bool) ->
 # --------------------------------------------------------------------------------------------------------- expected
 
 
-def expected_of(experiment: Experiment) -> list[tuple[str, str, dict[str, Any]]]:
-    """(row, metric, {value, tolerance, source}) of expected.json; several sources for one metric are a list."""
-    path = experiment.folder / EXPECTED
-    if not path.is_file():
-        return []
-    found = []
-    for row, metrics in read_json(path).items():
-        if row not in experiment.rows:
-            raise UserError(f"{path}: {row}: no such row; the rows are {', '.join(experiment.rows)}")
-        for metric, entries in metrics.items():
-            for entry in entries if isinstance(entries, list) else [entries]:
-                if not isinstance(entry, dict) or "value" not in entry or "source" not in entry:
-                    raise UserError(f'{path}: {row}: {metric}: give {{"value", "tolerance", "source"}}')
-                found.append((row, metric, entry))
-    return found
-
-
 def expected_table(experiment: Experiment, rows: Sequence[Row]) -> list[list[str]]:
     """Ours beside each expected value with its source; empty when nothing is expected."""
     by_name = {row.name: row for row in rows}
     titles = {column.key: column.title for column in COLUMNS}
     lines = []
-    for name, metric, entry in expected_of(experiment):
+    for name, metric, entry in expected_values(experiment):
         values = by_name[name].values(metric)
         ours = spread(list(values.values())) if values else None
         lines.append(
@@ -269,28 +251,30 @@ def report(experiment: Experiment, *, runs: Path = RUNS, style: str = "text", by
     rows = collect(experiment, runs)
     if style == "csv":
         return csv_table(_tidy(experiment, rows, by_seed=by_seed))
-    render = markdown_table if style == "markdown" else text_table
-    parts = [f"### {experiment.title}" if style == "markdown" else experiment.title]
-    parts.append(render(main_table(experiment, rows, by_seed=by_seed), 2))
-    if expected := expected_table(experiment, rows):
-        parts.append(render(expected, 2))
+    table, expected = main_table(experiment, rows, by_seed=by_seed), expected_table(experiment, rows)
     lines = [*verdicts(experiment, rows), *warnings(experiment, rows), *experiment.notes]
-    if lines:
-        parts.append("\n".join(f"- {line}" for line in lines) if style == "markdown" else "\n".join(lines))
-    return "\n\n".join(parts)
+    if style == "markdown":
+        parts = [f"### {experiment.title}", markdown_table(table, 2), markdown_table(expected, 2) if expected else ""]
+        parts.append("\n".join(f"- {line}" for line in lines))
+    else:
+        wrapped = "\n".join(part for line in lines for part in wrap_text(line))
+        parts = [experiment.title, text_table(table, 2, break_before=FIRST_COST)]
+        parts += [text_table(expected, 2) if expected else "", wrapped]
+    return "\n\n".join(part for part in parts if part)
 
 
 def _tidy(experiment: Experiment, rows: Sequence[Row], *, by_seed: bool) -> list[list[str]]:
     expected: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for name, metric, entry in expected_of(experiment):
+    for name, metric, entry in expected_values(experiment):
         expected.setdefault((name, metric), []).append(entry)
-    keys = list(dict.fromkeys([*(column.key for column in columns_of(experiment, rows)), *(key for _, key in expected)]))
+    shown = [*(column.key for column in columns_of(experiment, rows)), *(key for _, key in expected)]
+    keys = dict.fromkeys([*shown, *(key for key in OMEGA_KEYS if any(row.values(key) for row in rows))])
     lines = [["row", "seed", "metric", "n", "mean", "std", "expected", "tolerance", "source"]]
     for row in rows:
         for key in keys:
             values = row.values(key)
-            groups = [(str(seed), [values[seed]]) for seed in sorted(values)] if by_seed else [("", list(values.values()))]
-            for seed, group in groups or [("", [])]:
+            groups = {str(seed): [values[seed]] for seed in sorted(values)} if by_seed else {"": list(values.values())}
+            for seed, group in (groups or {"": []}).items():
                 found = spread(group) if group else None
                 head = [row.name, seed, key, str(len(group))]
                 ours = ["" if row.runs else NOT_RUN, ""] if found is None else [repr(found.mean), _or_empty(found.std)]

@@ -242,6 +242,10 @@ class NonFiniteGuard(Callback):
         self._check(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        # A finite loss can still have given an update that ruined the weights.
+        finite = torch.stack([parameter.isfinite().all() for parameter in pl_module.parameters()]).all()
+        if self._first_bad is not None and not finite:
+            self._first_bad = torch.full_like(self._first_bad, trainer.global_step)
         self._check(trainer)
 
     def _check(self, trainer: L.Trainer) -> None:
@@ -255,6 +259,6 @@ class NonFiniteGuard(Callback):
         saved = sorted(self.checkpoint_dir.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
         last = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
         raise UserError(
-            f"step {bad}: the training loss is not finite; {last}; "
+            f"step {bad}: the training loss or the weights are not finite; {last}; "
             "continue from it with a lower optim.lr, or set optim.clip_norm"
         )

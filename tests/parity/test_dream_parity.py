@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sm_diffusion.denoisers.transparency import TransparencyConfig
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import SoftMaskPredictor
 from sm_diffusion.diffusion.readout import Logits, positions_of
 from sm_diffusion.diffusion.soft_mask import SoftMaskBase
-from sm_diffusion.denoisers.transparency import TransparencyConfig
 from tests.helpers.golden import Golden, assert_close
 from tests.helpers.qwen import MASK, golden_dream
 
@@ -98,4 +98,24 @@ def test_soft_masked_inputs(case: str) -> None:
             # What was predicted on this step's input, at the positions that the next input still masks.
             memory = predictor(ids_BL, memory, predictor.remember_at(positions_of(after_BL == MASK)))
         assert_close(input_embeds(predictor, after_BL, memory), reference, 1e-4, f"step {step + 1}")
+        ids_BL = after_BL
+
+
+def test_the_reference_linear_schedule_is_the_share_of_masks_left() -> None:
+    """Its omega_s is scaled by (masks left) / (new tokens), which is not the diffusion time of the step."""
+    golden, case = Golden("dream_sm"), "topk3_strong_linear"
+    settings = ast.literal_eval(golden.meta["cases"])[case]
+    assert settings["transparency_scheduling"] == "linear"
+    predictor = SoftMaskPredictor(golden_dream(), soft_mask_of(settings), mask_id=MASK, mixing=mixing.linear)
+    new_tokens = int(golden.meta["max_new_tokens"])
+    ids_BL, memory, strength = torch.nn.functional.pad(golden["prompt"], (0, new_tokens), value=MASK), None, 1.0
+    for after_BL, weight_BL in zip(
+        golden[f"{case}.entropy.history"], golden[f"{case}.entropy.mask_weight"], strict=False
+    ):
+        masked_BL = after_BL == MASK
+        with torch.no_grad():
+            memory = predictor(ids_BL, memory, predictor.remember_at(positions_of(masked_BL)), strength=strength)
+            strength = int(masked_BL[0].sum()) / new_tokens
+            ours_BL = predictor.soft_mask(after_BL, memory, MASK, strength).weights_BLK[..., 0]
+        assert_close(ours_BL[masked_BL], weight_BL[masked_BL], 1e-4)
         ids_BL = after_BL

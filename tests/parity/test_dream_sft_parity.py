@@ -40,9 +40,7 @@ def seeded(seed: int) -> torch.Generator:
 def reference_batch(golden: Golden, name: str) -> tuple[Batch, Draws]:
     """The reference restarts its generator with the same seed for the padding, for t and for the mask."""
     seed = int(golden[f"{name}.seed"][0])
-    samples = [
-        ChatSample(golden[f"raw_ids{row}"].tolist(), int(golden["prompt_lengths"][row])) for row in range(3)
-    ]
+    samples = [ChatSample(golden[f"raw_ids{row}"].tolist(), int(golden["prompt_lengths"][row])) for row in range(3)]
     extra = int(torch.randint(50, (1,), generator=seeded(seed)))
     batch = collate(samples, torch.arange(3), pad_id=PAD, extra=extra)
     time = torch.rand((), generator=seeded(seed))
@@ -93,9 +91,7 @@ def test_plain(golden: Golden) -> None:
 
 @pytest.mark.parametrize("top_k", [1, 3])
 def test_top_k(golden: Golden, top_k: int) -> None:
-    predictor = SoftMaskPredictor(
-        golden_dream(), SoftMask(top_k=top_k, **HEAD), mask_id=MASK, mixing=mixing.linear
-    )
+    predictor = SoftMaskPredictor(golden_dream(), SoftMask(top_k=top_k, **HEAD), mask_id=MASK, mixing=mixing.linear)
     check(golden, predictor, f"sm_mixinputs_with_topk_k{top_k}", feedback=True)
 
 
@@ -113,9 +109,7 @@ def unshifted(golden: Golden, prefix: str, top_k: int | None) -> tuple[Tensor, T
     denoiser = golden_dream()
     predictor: Predictor = HardMaskPredictor(denoiser, mask_id=MASK)
     if top_k is not None:
-        predictor = SoftMaskPredictor(
-            denoiser, SoftMask(top_k=top_k, **HEAD), mask_id=MASK, mixing=mixing.linear
-        )
+        predictor = SoftMaskPredictor(denoiser, SoftMask(top_k=top_k, **HEAD), mask_id=MASK, mixing=mixing.linear)
     memory = predictor.bootstrap(ids_t_BL, masked_BL.flatten().nonzero().squeeze(1), feedback=top_k is not None)
     with torch.no_grad():
         logits_BLV = predictor(ids_t_BL, memory, Logits())

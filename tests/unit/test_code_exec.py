@@ -37,9 +37,7 @@ def test_refuses_without_opt_in():
         Executor(allow_code_execution=1)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "name", ["cpu_seconds", "wall_seconds", "memory_mb", "file_mb", "max_processes", "output_kb"]
-)
+@pytest.mark.parametrize("name", ["cpu_seconds", "wall_seconds", "memory_mb", "file_mb", "max_processes", "output_kb"])
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "3"])
 def test_bad_limits_name_the_limit(name, value):
     with pytest.raises(UserError, match=f"limits.{name}: .*positive number"):
@@ -66,10 +64,10 @@ def test_no_sandbox_is_refused():
         ("def f(x): raise KeyError('k')", "exception", "KeyError"),
         ("def f(x): assert False", "exception", "AssertionError"),
         ("def f(x) return", "exception", "SyntaxError"),
-        ("def g(x): return x + 1", "exception", "KeyError: 'f'"),
+        ("def g(x): return x + 1", "exception", "defines no `f`"),
         ("def f(x): return f(x)", "exception", "RecursionError"),
         ("import os\nos.abort()", "exited", "exit code"),
-        ("", "exception", "'f'"),
+        ("", "exception", "NameError"),
         ("f = 2", "failed", "not callable"),
         ("import no_such_module", "exception", "ModuleNotFoundError"),
         ("def f(x):\n l = []\n l.append(l)\n return l", "exception", "RecursionError"),
@@ -205,7 +203,7 @@ def test_sets_of_strings_have_one_order_everywhere(executor):
 
 def test_run_many_keeps_the_order_and_own_limits(executor):
     jobs = [Job(f"def f(): return {i}", Checks("assert f() % 2 == 0", ("f",))) for i in range(4)]
-    tight = ExecutionLimits(cpu_seconds=1, wall_seconds=5)
+    tight = ExecutionLimits(cpu_seconds=1, wall_seconds=2)
     jobs.append(Job("def f():\n while True: pass", Checks("f()", ("f",)), tight))
     assert [v.status for v in executor.run_many(jobs)] == ["passed", "failed", "passed", "failed", "timeout"]
 

@@ -1,0 +1,83 @@
+"""Every shipped configuration composes and validates, and runs two steps on the CPU at a shrunken size."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+
+from sm_diffusion.config.programs import train
+from sm_diffusion.config.store import CONF, ROOT, compose_config
+from sm_diffusion.config.validate import validate_train
+from tests.helpers.runs import write_corpus
+
+GROUPS = ("variant", "soft_mask", "objective", "schedule", "optim", "trainer", "strategy", "logger", "callbacks")
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+DATA = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
+ROWS = sorted(
+    str(path.relative_to(ROOT / "experiments").with_suffix(""))
+    for path in (ROOT / "experiments").rglob("*.yaml")
+    if path.stem != "experiment"
+)
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+@pytest.fixture(autouse=True)
+def _logged_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+
+
+def compose_valid(tmp_path: Path, *overrides: str) -> None:
+    config = compose_config("train", [f"output_dir={tmp_path / 'run'}", *overrides])
+    config.init_from = None  # another run's checkpoint
+    validate_train(config)
+
+
+@pytest.mark.parametrize(("model", "data"), itertools.product(MODELS, DATA))
+def test_models_and_corpora(tmp_path: Path, model: str, data: str) -> None:
+    compose_valid(tmp_path, f"model={model}", f"data={data}", *(["data.paths=[x]"] if data == "text_files" else []))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_options(tmp_path: Path, group: str, option: str) -> None:
+    compose_valid(tmp_path, f"{group}={option}")
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_experiment_rows(tmp_path: Path, row: str) -> None:
+    compose_valid(tmp_path, f"experiments={row}")
+
+
+RUNS = [f"model={m}" for m in MODELS] + [f"{g}={o}" for g, o in OPTIONS if g in ("variant", "soft_mask", "optim")]
+RUNS += [f"experiments={row}" for row in ROWS]
+
+
+@pytest.mark.parametrize("choice", RUNS)
+def test_two_steps_at_a_shrunken_size(tmp_path_factory: pytest.TempPathFactory, choice: str) -> None:
+    root = tmp_path_factory.getbasetemp() / "shrunken"
+    corpus = root / "corpus"
+    if not corpus.exists():
+        write_corpus(corpus)
+    shrink = ["model.width=16", "model.num_blocks=1", "model.num_heads=2", "model.cond_width=8"]
+    config = compose_config(
+        "train",
+        [
+            choice,
+            "debug=two_steps",
+            *shrink,
+            f"output_dir={root / choice.replace('/', '-')}",
+            "callbacks.plots=false",
+            "trainer.val_every_steps=0",
+            "overwrite=true",
+        ],
+    )
+    text = compose_config("train", ["data=text_files", f"data.paths=[{corpus}]", "data.tokenizer.kind=char"]).data
+    for key in ("length", "global_batch_sequences", "eval_batch_sequences", "max_validation_sequences"):
+        setattr(text, key, getattr(config.data, key))
+    text.validation_fraction, text.cache_dir = 0.2, str(root / "cache")
+    config.data, config.init_from = text, None
+    out = train(config)
+    assert out["compute"]["steps"] == 2
+    assert math.isfinite(out["metrics"]["val/nll"])

@@ -1,0 +1,58 @@
+"""Tiny real runs: a few kB of text, a few thousand parameters, the same code path as any other run."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from sm_diffusion.config.programs import train
+from sm_diffusion.config.store import compose_config
+
+WORDS = "the a cat dog sat ran on under red blue mat tree and then it was not there".split()
+
+
+def write_corpus(folder: Path, *, num_documents: int = 60, seed: int = 0) -> Path:
+    """A folder of short English-like .txt files."""
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(num_documents):
+        (folder / f"{index}.txt").write_text(" ".join(rng.choices(WORDS, k=120)))
+    return folder
+
+
+def overrides(root: Path, name: str, *extra: str) -> list[str]:
+    """Command-line overrides of a tiny run whose corpus, cache and folder lie below `root`."""
+    corpus = root / "corpus"
+    if not corpus.exists():
+        write_corpus(corpus)
+    return [
+        "data=text_files",
+        f"data.paths=[{corpus}]",
+        "data.validation_fraction=0.2",
+        "data.tokenizer.kind=char",
+        "data.length=16",
+        "data.global_batch_sequences=8",
+        "data.max_validation_sequences=32",
+        f"data.cache_dir={root / 'cache'}",
+        "model.width=16",
+        "model.num_blocks=1",
+        "model.num_heads=2",
+        "model.cond_width=8",
+        "soft_mask=warm",
+        "optim=small",
+        "optim.warmup_steps=2",
+        "trainer.max_steps=6",
+        "trainer.val_every_steps=3",
+        "trainer.log_every_steps=2",
+        "trainer.accelerator=cpu",
+        "callbacks.plots=false",
+        "callbacks.checkpoint.every_steps=3",
+        f"output_dir={root / name}",
+        f"name={name}",
+        *extra,
+    ]
+
+
+def run(root: Path, name: str, *extra: str) -> dict[str, Any]:
+    return train(compose_config("train", overrides(root, name, *extra)))

@@ -1,0 +1,85 @@
+"""Optimiser groups, learning rates and the average of the weights, against plain arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sm_diffusion.training.ema import ExponentialMovingAverage
+from sm_diffusion.training.optim import OptimSettings, learning_rate_factor, make_optimizer
+
+
+def settings(**changes: object) -> OptimSettings:
+    values: dict[str, object] = {
+        "lr": 1e-3,
+        "omega_lr": 1e-2,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "warmup_steps": 10,
+        "decay": "constant",
+        "min_lr_ratio": 0.1,
+        "max_steps": 110,
+    }
+    return OptimSettings(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_constant_schedule_warms_up_and_stays() -> None:
+    factor = learning_rate_factor(settings())
+    assert [factor(s) for s in (0, 4, 9, 10, 1000)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0])
+
+
+def test_cosine_schedule_ends_at_its_floor() -> None:
+    factor = learning_rate_factor(settings(decay="cosine"))
+    assert factor(10) == pytest.approx(1.0)
+    assert factor(60) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
+    assert factor(110) == pytest.approx(0.1)
+    assert factor(500) == pytest.approx(0.1)
+
+
+def test_omegas_have_a_group_without_weight_decay() -> None:
+    module = nn.Module()
+    module.denoiser = nn.Linear(2, 2)
+    module.soft_mask = nn.Module()
+    module.soft_mask.raw_omega_s = nn.Parameter(torch.zeros(1))
+    module.soft_mask.raw_omega_b = nn.Parameter(torch.zeros(1), requires_grad=False)
+    optimizer, _ = make_optimizer(module, settings())
+    network, omegas = optimizer.param_groups
+    assert (network["name"], network["weight_decay"], len(network["params"])) == ("network", 0.1, 2)
+    assert (omegas["name"], omegas["weight_decay"], len(omegas["params"])) == ("omegas", 0.0, 1)
+    assert omegas["initial_lr"] == 1e-2
+
+
+def test_average_follows_the_published_recurrence() -> None:
+    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    frozen = nn.Parameter(torch.tensor([5.0]), requires_grad=False)
+    ema = ExponentialMovingAverage([("w", weight), ("f", frozen)], decay=0.9)
+    expected = weight.detach().clone()
+    for step in range(1, 40):
+        with torch.no_grad():
+            weight += step
+        ema.update()
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = expected - (1 - decay) * (expected - weight.detach())
+    torch.testing.assert_close(ema.shadow["w"], expected)
+    assert "f" not in ema.shadow
+    raw = weight.detach().clone()
+    ema.swap_in()
+    torch.testing.assert_close(weight.detach(), expected)
+    ema.swap_out()
+    assert torch.equal(weight.detach(), raw)
+
+
+def test_average_survives_a_round_trip() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    ema = ExponentialMovingAverage([("w", weight)], decay=0.9)
+    with torch.no_grad():
+        weight += 1
+    ema.update()
+    other = ExponentialMovingAverage([("w", nn.Parameter(torch.zeros(3)))], decay=0.9)
+    other.load_state_dict(ema.state_dict())
+    assert torch.equal(other.shadow["w"], ema.shadow["w"])
+    assert other.num_updates == 1

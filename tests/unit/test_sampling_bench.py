@@ -1,0 +1,32 @@
+"""`smd bench sample` on a tiny network: every figure is there, and no sampler of ours holds (B, L, V)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from sm_diffusion.diffusion import chunked
+from sm_diffusion.tools import bench_sample
+
+
+def test_bench_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(chunked, "chunk_rows", lambda *_: 16)
+    parser = argparse.ArgumentParser()
+    bench_sample.add_arguments(parser)
+    out = tmp_path / "bench.json"
+    words = "--vocab 2000 --width 64 --blocks 1 --length 64 --batch 2 --steps 16 --json".split()
+    assert bench_sample.run_cli(parser.parse_args([*words, str(out)])) == 0
+    assert "plain_over_mdlm" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    for name in ("plain", "mdlm", "sm"):
+        assert found[f"{name}_ms"] > 0
+        assert found[f"{name}_peak_mb"] > 0
+    assert set(found["by_top_p"]) == {"1.0", "0.9"}
+    for row in found["by_top_p"].values():
+        assert row["plain_peak_mb"] > 4 * found["logits_mb"]
+        assert row["mdlm_peak_mb"] < found["logits_mb"]
+        assert row["sm_peak_mb"] < found["logits_mb"]
+    assert {"ratios", "machine", "versions", "settings"} <= set(found)

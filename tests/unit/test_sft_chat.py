@@ -1,0 +1,93 @@
+"""Chat samples to batches: template, filters, padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from sm_diffusion.data.chat_collate import (
+    ChatLimits,
+    ChatSample,
+    collate,
+    encode_chat,
+    extra_padding,
+    keep,
+    padded_length,
+)
+from sm_diffusion.types import UserError
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' <end> ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
+)
+WORDS = ["<user>", "<assistant>", "<system>", "<end>", "hello", "sum", "one", "two", "<unk>"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: index for index, word in enumerate(WORDS)}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, chat_template=TEMPLATE)
+
+
+def words(ids: list[int]) -> str:
+    return " ".join(WORDS[index] for index in ids)
+
+
+def test_only_the_last_message_is_the_response(tokenizer: PreTrainedTokenizerFast) -> None:
+    turns = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": "one"},
+        {"role": "HUMAN", "content": "sum"},
+        {"role": "ASSISTANT", "content": "two two"},
+    ]
+    sample = encode_chat(turns, tokenizer)
+    assert sample is not None
+    assert words(sample.ids[sample.prompt_length :]) == "two two <end>"
+    assert words(sample.ids[: sample.prompt_length]).endswith("<user> sum <end> <assistant>")
+
+
+def test_conversations_without_prompt_or_response(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert encode_chat([{"role": "assistant", "content": "one"}], tokenizer) is None
+    assert encode_chat([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], tokenizer) is None
+    turns = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
+    with pytest.raises(UserError, match="no chat template"):
+        encode_chat(turns, bare)
+    # A template that rewrites the prompt once an answer follows.
+    rewriting = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer,
+        chat_template="{% if add_generation_prompt %}hello {% endif %}" + TEMPLATE,
+    )
+    assert encode_chat(turns, rewriting) is None
+
+
+def test_filters() -> None:
+    limits = ChatLimits(max_tokens=10, min_response_tokens=3, forbidden_ids=frozenset({99}))
+    assert keep(ChatSample(list(range(10)), 7), limits)
+    assert not keep(ChatSample(list(range(11)), 7), limits)
+    assert not keep(ChatSample(list(range(10)), 8), limits)
+    assert not keep(ChatSample([1, 2, 99, 4, 5], 1), limits)
+    assert ChatLimits() == ChatLimits(max_tokens=2048, min_response_tokens=5, forbidden_ids=frozenset({151657, 151658}))
+
+
+def test_padding() -> None:
+    assert {extra_padding(u / 1000) for u in range(1000)} == set(range(50))
+    assert [padded_length(n, 0) for n in (1, 8, 9)] == [8, 8, 16]
+    samples = [ChatSample([1, 2, 3], 1), ChatSample([4, 5, 6, 7, 8], 2)]
+    batch = collate(samples, torch.tensor([4, 9]), pad_id=0, extra=4)
+    assert batch.ids_BL.tolist() == [[1, 2, 3] + [0] * 13, [4, 5, 6, 7, 8] + [0] * 11]
+    assert batch.rows_B.tolist() == [4, 9]
+    assert batch.attention_mask_BL is None
+    assert batch.maskable_BL is not None
+    assert batch.maskable_BL.sum(1).tolist() == [15, 14]
+    strict = collate(samples, torch.tensor([4, 9]), pad_id=0, extra=4, pads_are_maskable=False)
+    assert strict.attention_mask_BL is not None
+    assert strict.maskable_BL is not None
+    assert strict.attention_mask_BL.sum(1).tolist() == [3, 5]
+    assert strict.maskable_BL.sum(1).tolist() == [2, 3]
+    with pytest.raises(ValueError, match="at least one sample"):
+        collate([], torch.tensor([]), pad_id=0, extra=0)
