@@ -17,6 +17,10 @@ from sm_diffusion.sampling.noise import StepNoise
 from sm_diffusion.sampling.policy import Proposal, State, TimeGrid, UnmaskPolicy, masked_share, top_n
 from sm_diffusion.types import UserError
 
+# Confidences closer than this are tied. Masked positions without context (all of them, in the first step of an empty
+# canvas) differ by float32 rounding only, which changes with batch size and padding: the order must not.
+_TIE = 1e-5
+
 
 class Pace(ABC):
     """How many tokens a confidence order accepts in a step."""
@@ -116,7 +120,7 @@ class ConfidenceOrder(UnmaskPolicy):
                 # u = 0 would give -inf.
                 gumbel_BL = -torch.log(-torch.log(noise.order_BL.clamp_min(torch.finfo(torch.float64).tiny)))
                 score_BL = confidence_BL / self.alg_temp + gumbel_BL
-            return top_n(score_BL, draw_BL, self.pace.count(state, confidence_BL))
+            return top_n(score_BL, draw_BL, self.pace.count(state, confidence_BL), tie=_TIE)
 
         return Proposal(masked_share(state), draw_BL, choose=choose, measure=self.measure)
 

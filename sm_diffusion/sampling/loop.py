@@ -6,6 +6,9 @@
 A forward pass is made for those rows only that draw something or, with soft-masking, still hold a mask: leaving the
 others out is exact. MDLM without an unmasked position predicts what it predicted before, so such a step costs nothing;
 under feedback the soft input moves on even then, so the pass is made.
+
+How many passes are made depends on the rows, so a predictor whose parameters are sharded over ranks (FSDP, ZeRO-3)
+must be given the same canvas and noise on every rank, or be gathered first.
 """
 
 from __future__ import annotations

@@ -115,10 +115,18 @@ def masked_share(state: State) -> Tensor:
     return state.masked_BL.sum(1).double() / state.open_BL.sum(1).clamp_min(1)
 
 
-def top_n(score_BL: Tensor, eligible_BL: Tensor, count_B: Tensor) -> Tensor:
-    """bool: the count_B eligible positions of each row with the largest scores; ties go to the first position."""
-    score_BL = score_BL.masked_fill(~eligible_BL, -torch.inf)
-    order_BL = score_BL.argsort(dim=-1, descending=True, stable=True)
-    ranks_L = torch.arange(score_BL.shape[1], device=score_BL.device).expand_as(order_BL)
-    rank_BL = torch.empty_like(order_BL).scatter_(1, order_BL, ranks_L)
+def top_n(score_BL: Tensor, eligible_BL: Tensor, count_B: Tensor, *, tie: float = 0.0) -> Tensor:
+    """bool: the count_B eligible positions of each row with the largest scores.
+
+    Scores that follow each other within `tie` are one group; a group is taken from its first position on.
+    """
+    sorted_BL, order_BL = score_BL.masked_fill(~eligible_BL, -torch.inf).sort(dim=-1, descending=True, stable=True)
+    next_group_BL = sorted_BL[:, :-1] - sorted_BL[:, 1:] > tie
+    group_BL = torch.zeros_like(order_BL)
+    group_BL[:, 1:] = next_group_BL.cumsum(-1)
+    length = score_BL.shape[1]
+    key_BL = torch.empty_like(order_BL).scatter_(1, order_BL, group_BL) * length + torch.arange(
+        length, device=score_BL.device
+    )
+    rank_BL = key_BL.argsort(dim=-1).argsort(dim=-1)
     return eligible_BL & (rank_BL < count_B[:, None])

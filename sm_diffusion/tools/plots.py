@@ -128,6 +128,7 @@ def run_vocabulary(run_dir: Path) -> int:
 
 def loss_curve(run_dirs: Sequence[Path], out: Path) -> Path:
     """Training loss (thin) and validation NLL (thick, dots) against optimizer steps, one colour a run; to `out`."""
+    from matplotlib.ticker import MaxNLocator
 
     def draw(axes: Axes) -> None:
         for index, run_dir in enumerate(run_dirs):
@@ -136,7 +137,8 @@ def loss_curve(run_dirs: Sequence[Path], out: Path) -> Path:
             label = run_dir.name
             if TRAIN in metrics:
                 text = f"{label}, training" if VALIDATION not in metrics or len(run_dirs) == 1 else None
-                axes.plot(*metrics[TRAIN], color=color, linewidth=0.8, alpha=0.45, label=text)
+                dot = "." if len(metrics[TRAIN][0]) == 1 else ""
+                axes.plot(*metrics[TRAIN], color=color, linewidth=0.8, alpha=0.45, marker=dot, label=text)
             if VALIDATION in metrics:
                 text = f"{label}, validation" if len(run_dirs) == 1 else label
                 style = {"linestyle": dashes, "linewidth": 1.8, "marker": "o", "markersize": 3.5}
@@ -144,6 +146,7 @@ def loss_curve(run_dirs: Sequence[Path], out: Path) -> Path:
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("negative log-likelihood bound, nats a token")
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(x=0.02)
         if len(run_dirs) > 1:
             axes.set_title("thick: validation, thin: training", fontsize=9)

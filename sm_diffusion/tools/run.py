@@ -267,7 +267,9 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         for item in chosen:
             print(f"{item.folder}: {item.state.value}", *(f"  {line}" for line in item.differences), sep="\n")
-            if item.state is not State.DONE:
+            if item.state is State.CHANGED and not args.overwrite:
+                print("  refused without --overwrite")
+            elif item.state is not State.DONE:
                 print(f"  $ {shlex.join(item.command())}")
         return 0
     lock = args.runs / experiment.name / ".lock"

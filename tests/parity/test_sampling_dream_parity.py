@@ -70,7 +70,7 @@ def check_history(out: SamplerOutput, golden: Golden, key: str) -> None:
     assert torch.equal(out.ids_BL, golden[f"{key}.sequences"])
 
 
-def topk_order(score_BL: Tensor, eligible_BL: Tensor, count_B: Tensor) -> Tensor:
+def topk_order(score_BL: Tensor, eligible_BL: Tensor, count_B: Tensor, *, tie: float) -> Tensor:
     """Ties between positions fall as torch.topk lets them fall; ours go to the first position."""
     chosen_BL = torch.zeros_like(eligible_BL)
     best_BN = score_BL.masked_fill(~eligible_BL, -torch.inf).float().topk(int(count_B[0])).indices

@@ -17,8 +17,9 @@ def test_bench_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     parser = argparse.ArgumentParser()
     bench_sample.add_arguments(parser)
     out = tmp_path / "bench.json"
-    words = "--vocab 2000 --width 64 --blocks 1 --length 64 --batch 2 --steps 16 --json".split()
-    assert bench_sample.run_cli(parser.parse_args([*words, str(out)])) == 0
+    sizes = {"vocab": 2000, "width": 64, "blocks": 1, "length": 64, "batch": 2, "steps": 16}
+    words = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
+    assert bench_sample.run_cli(parser.parse_args([*words, "--json", str(out)])) == 0
     assert "plain_over_mdlm" in capsys.readouterr().out
     found = json.loads(out.read_text())
     for name in ("plain", "mdlm", "sm"):

@@ -39,6 +39,7 @@ from sm_diffusion.sampling import (
     from_rows,
     policy_class,
 )
+from sm_diffusion.sampling.policy import top_n
 from sm_diffusion.sampling.trajectory import STATES, Frame
 from sm_diffusion.types import UserError
 
@@ -164,6 +165,16 @@ def test_threshold_takes_as_many_as_pass_and_at_least_one() -> None:
     assert any(1 < steps(value) < 9 for value in (0.2, 0.25, 0.35, 0.4, 0.5, 0.7))
 
 
+def test_rounding_does_not_decide_an_order() -> None:
+    score_BL = torch.tensor([[0.5, 0.5 + 1e-7, 0.2, 0.9, 0.2 + 1e-7, 0.7]], dtype=torch.float64)
+    all_BL = torch.ones_like(score_BL, dtype=torch.bool)
+    for count, expected in [(1, [3]), (3, [0, 3, 5]), (4, [0, 1, 3, 5]), (5, [0, 1, 2, 3, 5])]:
+        chosen_BL = top_n(score_BL, all_BL, torch.tensor([count]), tie=1e-5)
+        assert chosen_BL[0].nonzero().flatten().tolist() == expected
+    assert top_n(score_BL, score_BL < 0.6, torch.tensor([1])).nonzero().tolist() == [[0, 1]]
+    assert not bool(top_n(score_BL, score_BL > 1, torch.tensor([3])).any())
+
+
 def test_timetable_gives_each_row_its_share() -> None:
     counts = []
     canvas = blank(1, 16, mask_id=MASK)
@@ -255,7 +266,7 @@ def test_the_network_is_left_in_the_mode_it_was_in() -> None:
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        (lambda: from_prompts([[1], [2] * 9], new_tokens=4, mask_id=MASK, max_length=12), "exceeds the model's length 12"),
+        (lambda: from_prompts([[2] * 9], new_tokens=4, mask_id=MASK, max_length=12), "exceeds the model's length 12"),
         (lambda: from_prompts([[1, MASK]], new_tokens=4, mask_id=MASK), "holds the mask token"),
         (lambda: from_prompts([[1]], new_tokens=0, mask_id=MASK), "new_tokens=0"),
         (lambda: from_prompts([[1]], new_tokens=1, mask_id=MASK, padding_side="top"), "left, right"),

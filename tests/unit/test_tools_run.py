@@ -197,6 +197,8 @@ def test_other_settings_are_never_overwritten_unasked(trainer: Trainer, capsys: 
     error = capsys.readouterr().err
     assert "runs/toy/pretrain: holds a run with other settings (trainer.max_steps: 100 -> 7)" in error
     assert "--overwrite" in error
+    assert cli.main(["run", "toy", "trainer.max_steps=7", "--dry-run"]) == 0
+    assert "  trainer.max_steps: 100 -> 7\n  refused without --overwrite\n" in capsys.readouterr().out
     assert trainer.calls == []
     assert cli.main(["run", "toy", "trainer.max_steps=7", "--overwrite"]) == 0
     assert [words[-1] for words in trainer.calls] == ["overwrite=true"] * 3
@@ -286,7 +288,7 @@ def _wait_for(condition: Callable[[], bool]) -> None:
         if condition():
             return
         time.sleep(0.05)
-    raise AssertionError("did not happen")
+    pytest.fail("did not happen within a minute")
 
 
 def test_sigterm_reaches_the_run_and_is_waited_for(tmp_path: Path) -> None:
