@@ -78,7 +78,8 @@ def check_numerics(device: str) -> dict[str, Any]:
         with torch.autocast(where.split(":")[0], dtype or torch.bfloat16, enabled=dtype is not None):
             out = objective(predictor, to_device(batch, where), to_device(draws, where), feedback=True)
         out.loss.backward()
-        return float(out.loss.detach()), {n: p.grad.cpu() for n, p in predictor.named_parameters() if p.grad is not None}
+        grads = {n: p.grad.cpu() for n, p in predictor.named_parameters() if p.grad is not None}
+        return float(out.loss.detach()), grads
 
     reference, reference_grads = step("cpu", None, "sdpa")
     report: dict[str, Any] = {"reference_loss": reference}
@@ -140,7 +141,7 @@ def peak_tflops(device: str) -> float | None:
 
 
 def train_a_while(device: str, *, seconds: float, smoke: bool) -> dict[str, Any]:
-    """MDLM, then both continuations for equal steps, on the standard library's code as bytes; held-out bits per byte."""
+    """MDLM, then both continuations for equal steps, on the standard library as bytes; held-out bits per byte."""
     length, batch = (64, 8) if smoke else (256, 256)
     source, tokenizer = PythonCorpus(kind="code", validation_fraction=0.05), ByteTokenizer()
     limit = 200_000 if smoke else 10**9

@@ -110,7 +110,7 @@ def _unknown_keys(cfg: DictConfig, prefix: str) -> Iterator[str]:
     declared = OmegaConf.get_type(cfg)
     known = {item.name for item in fields(declared)} if declared is not None and is_dataclass(declared) else None
     for key in cfg:
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key!s}"
         if known is not None and key not in known:
             yield name
         elif not OmegaConf.is_missing(cfg, key) and isinstance(cfg[key], DictConfig):

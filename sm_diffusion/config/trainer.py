@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from sm_diffusion.config import schema
-from sm_diffusion.config.build import micro_batch_sequences
+from sm_diffusion.config.build_data import micro_batch_sequences
 from sm_diffusion.training.callbacks import ComputeMeter, EMACallback, NonFiniteGuard, ValidationMetrics
 from sm_diffusion.training.progress import ProgressLine
 from sm_diffusion.types import UserError

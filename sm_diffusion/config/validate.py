@@ -42,7 +42,7 @@ def validate_eval(config: schema.EvalConfig) -> None:
     problems += _positive("batch_sequences", config.batch_sequences)
     problems += _positive("devices", config.devices)
     if not Path(config.checkpoint).exists():
-        problems.append(f"checkpoint={config.checkpoint}: no such file; give a .ckpt file of a run's checkpoints folder")
+        problems.append(f"checkpoint={config.checkpoint}: no such file; give one of a run's checkpoints folder")
     if isinstance(config.evaluator, schema.PerplexityConfig):
         problems += _positive("evaluator.repeats", config.evaluator.repeats)
         problems += _positive("evaluator.max_sequences", config.evaluator.max_sequences)

@@ -105,7 +105,9 @@ class Archive:
         try:
             data = self.zip.read(f"{self.root}data/{storage.key}")
         except (KeyError, zipfile.BadZipFile, OSError, EOFError) as error:
-            raise UserError(f"{self.path}: storage {storage.key} cannot be read ({error}); the file is damaged") from None
+            raise UserError(
+                f"{self.path}: storage {storage.key} cannot be read ({error}); the file is damaged"
+            ) from None
         return torch.frombuffer(bytearray(data), dtype=storage.dtype) if data else torch.empty(0, dtype=storage.dtype)
 
     def tree(self) -> Any:
@@ -116,7 +118,9 @@ class Archive:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{self.path}: the checkpoint's index cannot be read ({type(error).__name__}: {error})") from None
+            raise UserError(
+                f"{self.path}: the checkpoint's index cannot be read ({type(error).__name__}: {error})"
+            ) from None
 
 
 class _Unpickler(pickle.Unpickler):

@@ -17,7 +17,13 @@ from torch.utils.checkpoint import checkpoint
 
 from sm_diffusion.denoisers.attention import resolve_backend
 from sm_diffusion.denoisers.base import attention_flops, embed
-from sm_diffusion.denoisers.dit_layers import DiTBlock, OutputLayer, TimestepEmbedder, VocabularyEmbedding, rotary_tables
+from sm_diffusion.denoisers.dit_layers import (
+    DiTBlock,
+    OutputLayer,
+    TimestepEmbedder,
+    VocabularyEmbedding,
+    rotary_tables,
+)
 from sm_diffusion.diffusion.contracts import Denoiser, DenoiserInput, Head, Mixing, Readout
 from sm_diffusion.diffusion.parameterization import Parameterization
 

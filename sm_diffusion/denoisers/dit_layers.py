@@ -95,7 +95,8 @@ class DiTBlock(nn.Module):
         branch_BLD = self._attention(modulate(self.norm1(x_BLD), shift1, scale1), rotary, attention_mask_BL)
         x_BLD = x_BLD + gate1 * self._drop(branch_BLD)
         branch_BLD = self.mlp(modulate(self.norm2(x_BLD), shift2, scale2))
-        return x_BLD + gate2 * self._drop(branch_BLD)
+        out_BLD: Tensor = x_BLD + gate2 * self._drop(branch_BLD)
+        return out_BLD
 
     def _drop(self, x_BLD: Tensor) -> Tensor:
         return F.dropout(x_BLD, self.dropout, self.training)

@@ -158,7 +158,7 @@ class ChunkedNLL(torch.autograd.Function):
         nll_N = torch.empty(hidden_ND.shape[0], dtype=torch.float32, device=hidden_ND.device)
         grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
-        grad_bias_V = torch.zeros_like(weight_VD[:, 0], dtype=torch.float32) if needs_bias and bias_V is not None else None
+        grad_bias_V = None if bias_V is None or not needs_bias else torch.zeros_like(bias_V, dtype=torch.float32)
         for rows, hidden_CD in scratch.chunks(hidden_ND):
             targets_C1, weights_C1 = targets_N[rows, None], weights_N[rows, None].float()
             logits_CV = scratch.logits(hidden_CD)

@@ -61,7 +61,8 @@ def slerp(own_ND: Tensor, other_ND: Tensor, other_norm_N: Tensor, lambda_N: Tens
         torch.sin((1 - lambda_N1) * theta_N1) * a_ND + torch.sin(lambda_N1 * theta_N1) * b_ND
     ) / torch.sin(theta_N1)
     norm_N1 = (1 - lambda_N1) * own_ND.norm(dim=-1, keepdim=True) + lambda_N1 * other_norm_N[..., None]
-    return direction_ND * norm_N1
+    blended_ND: Tensor = direction_ND * norm_N1
+    return blended_ND
 
 
 def _dense_rows(
@@ -79,16 +80,11 @@ def _dense(weight_VD: Tensor, mixture: DenseMixture, *, spherical_blend: bool) -
     embedded_BLD = F.embedding(mixture.ids_BL, weight_VD)
     flat_MD = embedded_BLD.reshape(-1, embedded_BLD.shape[-1])
     rows = []
-    for positions_C, lambda_C, logits_CV in zip(
-        mixture.positions_N.split(_DENSE_ROWS),
-        mixture.lambda_N.split(_DENSE_ROWS),
-        mixture.logits_NV.split(_DENSE_ROWS),
-        strict=True,
-    ):
-        own_CD = flat_MD.index_select(0, positions_C)
-        rows.append(
-            checkpoint(_dense_rows, weight_VD, own_CD, lambda_C, logits_CV, spherical_blend, use_reentrant=False)
-        )
+    for start in range(0, mixture.positions_N.shape[0], _DENSE_ROWS):
+        chunk = slice(start, start + _DENSE_ROWS)
+        own_CD = flat_MD.index_select(0, mixture.positions_N[chunk])
+        soft = (own_CD, mixture.lambda_N[chunk], mixture.logits_NV[chunk])
+        rows.append(checkpoint(_dense_rows, weight_VD, *soft, spherical_blend, use_reentrant=False))
     if not rows:
         return embedded_BLD
     return flat_MD.index_copy(0, mixture.positions_N, torch.cat(rows)).view_as(embedded_BLD)

@@ -60,7 +60,7 @@ class PerplexityEvaluator(Evaluator):
     def evaluate(self, context: EvalContext) -> EvalResult:
         has_memory = context.predictor.may_skip_parameters
         if self.feedback and not has_memory:
-            raise UserError("evaluator.feedback=true: this checkpoint is a plain MDLM and keeps no memory; leave it out")
+            raise UserError("evaluator.feedback=true: this checkpoint is a plain MDLM without memory; leave it out")
         metrics: dict[str, float] = {}
         for feedback, suffix in ((True, ""), (False, "_without_feedback")):
             if self.feedback not in (None, feedback) or (not has_memory and suffix and self.feedback is None):

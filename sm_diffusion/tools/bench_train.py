@@ -61,7 +61,8 @@ class PlainMDLMLoss:
         logits_BLV[kept_BL] = NEGATIVE
         logits_BLV[kept_BL, ids_t_BL[kept_BL]] = 0
         log_p_BL = logits_BLV.gather(-1, batch.ids_BL[..., None]).squeeze(-1)
-        return (-log_p_BL * self.objective.schedule.loss_weight(t_B)[:, None]).mean()
+        loss: Tensor = (-log_p_BL * self.objective.schedule.loss_weight(t_B)[:, None]).mean()
+        return loss
 
 
 def make_steps(args: argparse.Namespace) -> dict[str, Callable[[], Tensor]]:
@@ -106,7 +107,7 @@ def _step(predictor: Predictor, loss_of: Callable[[Predictor], Tensor], device: 
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = loss_of(predictor)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return loss.detach()
 

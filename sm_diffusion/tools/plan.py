@@ -180,7 +180,8 @@ class Plan:
 def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int) -> Plan:
     """config: schema.TrainConfig. num_devices: data-parallel processes, each with all the weights."""
     from sm_diffusion.config import schema
-    from sm_diffusion.config.build import build_objective, dit_shape, micro_batch_sequences
+    from sm_diffusion.config.build import build_objective, dit_shape
+    from sm_diffusion.config.build_data import micro_batch_sequences
 
     model, data = config.model, config.data
     if not isinstance(model, schema.DiTConfig):

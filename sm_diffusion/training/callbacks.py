@@ -100,11 +100,18 @@ class ValidationMetrics(Callback):
         assert isinstance(outputs, LossOutput)
         self.metric.update(outputs)
 
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: DiffusionModule) -> None:  # type: ignore[override]
         nll = float(self.metric.compute())
-        self.latest = {f"val/{k}": v for k, v in perplexity_metrics(nll, self.bytes_per_token).items()}
-        self.latest_step = trainer.global_step
-        pl_module.log_dict(self.latest, rank_zero_only=True)
+        suffix = "" if pl_module.validation_feedback else "_without_feedback"
+        found = {f"val/{k}{suffix}": v for k, v in perplexity_metrics(nll, self.bytes_per_token).items()}
+        # Lightning files what a module logs while fitting under the step before; the loggers get the true step here,
+        # and the module only what checkpoints are chosen by.
+        for logger in trainer.loggers:
+            logger.log_metrics(found, step=trainer.global_step)
+        pl_module.log_dict(found, logger=False, rank_zero_only=True)
+        if not suffix:
+            self.latest_step = trainer.global_step
+        self.latest = self.latest | found
 
 
 class ComputeMeter(Callback):

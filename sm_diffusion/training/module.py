@@ -87,10 +87,10 @@ class DiffusionModule(L.LightningModule, ABC):
         out = self.objective(self.predictor, *batch, feedback=feedback)
         return {"loss": out.loss, "nll_sum": out.nll_sum, "num_tokens": out.num_tokens, "num_passes": out.num_passes}
 
-    def validation_step(self, batch: tuple[Batch, Draws], batch_idx: int) -> LossOutput:
+    def validation_step(self, batch: tuple[Batch, Draws], batch_idx: int) -> LossOutput:  # type: ignore[override]
         return self.objective(self.predictor, *batch, feedback=self.validation_feedback)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         optimizer, scheduler = make_optimizer(self.predictor, self.optim)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

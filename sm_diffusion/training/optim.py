@@ -54,7 +54,8 @@ def make_optimizer(
     predictor: nn.Module, settings: OptimSettings
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """AdamW over the network and, as a second group without weight decay, the omegas."""
-    network, omegas = [], []
+    network: list[nn.Parameter] = []
+    omegas: list[nn.Parameter] = []
     for name, parameter in predictor.named_parameters():
         if parameter.requires_grad:
             (omegas if name.startswith("soft_mask.") else network).append(parameter)

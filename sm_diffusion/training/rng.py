@@ -23,7 +23,7 @@ def _key(seed: int, step: int, tag: str) -> np.ndarray:
 
 
 def uniforms(rows: list[int], width: int, *, seed: int, step: int, tag: str) -> Tensor:
-    """float32 multiples of 2^-24, uniform on [0, 1), shape (len(rows), width); row r depends on (seed, step, tag, r)."""
+    """float32 multiples of 2^-24, uniform on [0, 1), (len(rows), width); row r depends on (seed, step, tag, r)."""
     counts = -(-width // _WORDS_PER_COUNT)
     key = _key(seed, step, tag)
     out = np.empty((len(rows), width), dtype=np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def test_two_steps_at_a_shrunken_size(tmp_path_factory: pytest.TempPathFactory, 
             choice,
             "debug=two_steps",
             *shrink,
-            f"output_dir={root / choice.replace('/', '-')}",
+            f"output_dir={root / re.sub('[^a-z0-9_]', '-', choice)}",
             "callbacks.plots=false",
             "trainer.val_every_steps=0",
             "overwrite=true",

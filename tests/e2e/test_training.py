@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from sm_diffusion.config.programs import evaluate
+from sm_diffusion.config.evaluate import evaluate
 from sm_diffusion.config.store import compose_config
 from sm_diffusion.denoisers.convert import read_weights
 from sm_diffusion.types import UserError
@@ -143,7 +143,7 @@ def test_nan_loss_stops_and_names_the_last_good_checkpoint(root: Path) -> None:
 
 
 def test_an_earlier_run_is_not_overwritten(root: Path, soft: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="output_dir=.*holds an earlier run; set ckpt_path=last"):
+    with pytest.raises(UserError, match=r"output_dir=.*holds an earlier run; set ckpt_path=last"):
         run(root, "soft")
 
 
@@ -155,12 +155,12 @@ def test_a_checkpoint_of_another_shape_lists_what_differs(root: Path, soft: dict
 
 
 def test_top_k_beyond_the_vocabulary(root: Path) -> None:
-    with pytest.raises(UserError, match="soft_mask.top_k=28: the vocabulary has 27 tokens"):
+    with pytest.raises(UserError, match=r"soft_mask\.top_k=28: the vocabulary has 27 tokens"):
         run(root, "huge-k", "soft_mask.top_k=28")
 
 
 def test_evaluating_a_missing_or_truncated_checkpoint(root: Path, soft: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="checkpoint=.*: no such file"):
+    with pytest.raises(UserError, match=r"checkpoint=.*: no such file"):
         evaluate(compose_config("eval", ["checkpoint=nothing.ckpt"]))
     cut = root / "cut.ckpt"
     cut.write_bytes((root / "soft/checkpoints/last.ckpt").read_bytes()[:5000])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 

@@ -9,7 +9,7 @@ from typing import Any
 from sm_diffusion.config.programs import train
 from sm_diffusion.config.store import compose_config
 
-WORDS = "the a cat dog sat ran on under red blue mat tree and then it was not there".split()
+WORDS = (*"abcdefghij", "the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran")
 
 
 def write_corpus(folder: Path, *, num_documents: int = 60, seed: int = 0) -> Path:

@@ -23,7 +23,7 @@ ALLOWED = {
     "training": {"types", "diffusion", "denoisers", "sampling", "data", "evaluation"},
     "config": {"types", "diffusion", "denoisers", "sampling", "data", "evaluation", "training"},
 }
-MAY_IMPORT_LIGHTNING = ("training/", "config/trainer.py", "config/programs.py", "data/datamodule.py")
+MAY_IMPORT_LIGHTNING = ("training/", "config/", "data/datamodule.py")
 MAY_IMPORT_HYDRA = ("config/",)
 
 

@@ -1,0 +1,124 @@
+"""What eval.py runs: load a checkpoint, run an evaluator, write `results.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from sm_diffusion.config import schema
+from sm_diffusion.config.build import EVALUATION_SEED, build_module, build_predictor
+from sm_diffusion.config.build_data import build_datamodule
+from sm_diffusion.config.console import is_first_rank, quiet_libraries, say
+from sm_diffusion.config.store import restore_train_config
+from sm_diffusion.config.trainer import accelerator_of, precision_of
+from sm_diffusion.config.validate import validate_eval
+from sm_diffusion.data.datamodule import TokenDataModule
+from sm_diffusion.denoisers.convert import Weights, load_into, read_weights
+from sm_diffusion.diffusion.predictor import SoftMaskPredictor
+from sm_diffusion.evaluation.base import EvalContext, Evaluator
+from sm_diffusion.evaluation.perplexity import PerplexityEvaluator
+from sm_diffusion.evaluation.results import environment, sha256_of, write_json
+from sm_diffusion.training.callbacks import ValidationMetrics
+from sm_diffusion.training.module import DiffusionModule
+from sm_diffusion.types import UserError
+
+
+def evaluate(config: schema.EvalConfig) -> dict[str, Any]:
+    """Load a checkpoint, run the evaluator, write `results.json`."""
+    validate_eval(config)
+    quiet_libraries()
+    weights = read_weights(config.checkpoint, weights=config.weights)
+    run = _run_config(config, weights)
+    run.data.eval_batch_sequences = config.batch_sequences
+    if isinstance(config.evaluator, schema.PerplexityConfig):
+        run.data.max_validation_sequences = config.evaluator.max_sequences or run.data.max_validation_sequences
+    datamodule = build_datamodule(run.data, seed=run.seed, world_size=config.devices)
+    datamodule.prepare()
+    predictor = build_predictor(run, vocab_size=datamodule.vocab_size, mask_id=datamodule.tokenizer.mask_id)
+    load_into(predictor.denoiser, weights.denoiser, source=weights.path, what="model and corpus")
+    if isinstance(predictor, SoftMaskPredictor):
+        own = predictor.soft_mask.state_dict()
+        loaded = {name: value for name, value in weights.soft_mask.items() if name in own}
+        load_into(predictor.soft_mask, loaded, source=weights.path, what="soft mask")
+    module = build_module(run, predictor, validation_sequences=datamodule.meta.splits["validation"].sequences)
+    context = EvalContext(
+        predictor=predictor,
+        measure_nll=_nll_meter(config, module, datamodule),
+        bytes_per_token=datamodule.bytes_per_token("validation"),
+        seed=config.seed,
+    )
+    result = build_evaluator(config.evaluator).evaluate(context)
+    results = {
+        "name": config.evaluator.name,
+        "metrics": result.metrics,
+        "protocol": result.protocol,
+        "checkpoint": str(weights.path),
+        "checkpoint_sha256": sha256_of(weights.path),
+        "checkpoint_step": weights.step,
+        "weights": config.weights,
+        "seed": config.seed,
+        "config": asdict(config),
+        **environment(),
+    }
+    if is_first_rank():
+        path = Path(config.output_dir) / "results.json"
+        write_json(path, results)
+        for name, value in result.metrics.items():
+            print(f"{name:<34} {value:.6g}")
+        say(f"written to {path}")
+    return results
+
+
+def build_evaluator(evaluator: schema.EvaluatorConfig) -> Evaluator:
+    match evaluator:
+        case schema.PerplexityConfig():
+            return PerplexityEvaluator(feedback=evaluator.feedback, repeats=evaluator.repeats)
+        case _:
+            raise UserError(f"evaluator={evaluator.name}: choose perplexity")
+
+
+def _run_config(config: schema.EvalConfig, weights: Weights) -> schema.TrainConfig:
+    """The training configuration of the checkpoint, with what the evaluation replaces."""
+    if weights.provenance is not None:
+        run = restore_train_config(weights.provenance)
+    else:
+        if config.model is None or config.data is None:
+            raise UserError(
+                f"checkpoint={weights.path}: a published checkpoint does not say its model and corpus; "
+                "give model=... and data=..."
+            )
+        variant = schema.SoftMaskedVariantConfig() if weights.soft_mask else schema.MDLMVariantConfig()
+        run = schema.TrainConfig(variant=variant, soft_mask=config.soft_mask)
+    run.model = config.model or run.model
+    run.data = config.data or run.data
+    return run
+
+
+def _nll_meter(
+    config: schema.EvalConfig, module: DiffusionModule, datamodule: TokenDataModule
+) -> Callable[[bool, int], float]:
+    accelerator = accelerator_of(config.accelerator)
+    metrics = ValidationMetrics(bytes_per_token=datamodule.bytes_per_token("validation"))
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=config.devices,
+        precision=precision_of(config.precision, accelerator),  # type: ignore[arg-type]
+        callbacks=[metrics],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+    def measure(feedback: bool, seed: int) -> float:
+        module.validation_feedback = feedback
+        module.noise = replace(module.noise, evaluation_seed=EVALUATION_SEED - 1 + seed)
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+        return metrics.latest["val/nll" if feedback else "val/nll_without_feedback"]
+
+    return measure

@@ -1,0 +1,78 @@
+"""Settings of how a run is carried out: optimiser, callbacks, trainer, strategy, loggers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+
+@dataclass
+class OptimConfig:
+    name: str = "adamw"
+    lr: float = 3e-4  # network
+    omega_lr: float = 1e-2  # omegas
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # network only
+    warmup_steps: int = 2500  # linear
+    decay: str = "constant"  # constant | cosine (to min_lr_ratio at trainer.max_steps)
+    min_lr_ratio: float = 0.0
+    clip_norm: float = 1.0  # global gradient norm; 0: no clipping
+
+
+@dataclass
+class EMAConfig:
+    enabled: bool = True
+    decay: float = 0.9999  # per step, in [0, 1); ramps up as (1 + n) / (10 + n)
+    scope: str = "network"  # network (as published) | all (omegas too)
+
+
+@dataclass
+class CheckpointConfig:
+    every_steps: int = 1000
+    keep_every: bool = False  # keep each periodic checkpoint, not only the newest
+    keep_best: int = 1  # by validation NLL
+
+
+@dataclass
+class CallbacksConfig:
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    progress_seconds: float = 10.0  # between progress lines where the output is not a terminal
+    plots: bool = True  # loss and lambda(entropy) as PNG at the end
+
+
+# ------------------------------------------------------------------------------------- trainer, strategy, logger
+
+
+@dataclass
+class TrainerConfig:
+    max_steps: int = MISSING  # optimizer steps
+    max_flops: float | None = None  # training FLOPs that end a run early; null: none
+    val_every_steps: int = 1000  # optimizer steps; 0: only at the end
+    log_every_steps: int = 50
+    precision: str = "auto"  # auto (bf16-mixed on CUDA, 32-true elsewhere) | 32-true | bf16-mixed
+    accelerator: str = "auto"  # auto | cpu | cuda
+    devices: int = 1  # processes a node
+    num_nodes: int = 1
+    deterministic: bool = False
+    threads: int | None = None  # CPU threads; null: torch's choice
+
+
+@dataclass
+class StrategyConfig:
+    name: str = "single"  # single | ddp
+    backend: str = "auto"  # auto | gloo | nccl
+    find_unused_parameters: bool | None = None  # ddp; null: what the variant needs
+    timeout_seconds: float = 1800.0  # a collective that takes longer ends the job
+
+
+@dataclass
+class LoggerConfig:
+    csv: bool = True
+    wandb: str = "disabled"  # disabled | offline | online
+    project: str = "sm_diffusion"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
