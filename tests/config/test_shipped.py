@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sm_diffusion.config import build
 from sm_diffusion.config.programs import train
 from sm_diffusion.config.store import CONF, ROOT, compose_config
 from sm_diffusion.config.validate import validate_train
@@ -82,3 +83,21 @@ def test_two_steps_at_a_shrunken_size(tmp_path_factory: pytest.TempPathFactory, 
     out = train(config)
     assert out["compute"]["steps"] == 2
     assert math.isfinite(out["metrics"]["val/nll"])
+
+
+def test_quickstart_rows_are_equal_in_what_they_claim() -> None:
+    """sm_updates: the steps of binary. sm_compute: its FLOPs, to less than one step."""
+    rows = {name: compose_config("train", [f"experiments=quickstart/{name}"]) for name in
+            ("binary", "sm_updates", "sm_compute")}
+    binary = rows["binary"]
+    for row in rows.values():
+        assert (row.data, row.model, row.optim, row.seed, row.init_from) == (
+            binary.data, binary.model, binary.optim, binary.seed, binary.init_from)
+    assert rows["sm_updates"].trainer == binary.trainer
+    shape = build.dit_shape(binary.model, 28)
+    blocks, head = shape.flops_per_token(binary.data.length)
+    share = build.build_objective(binary, mask_id=27).masked_share()
+    tokens = binary.data.global_batch_sequences * binary.data.length
+    flops = 3 * binary.trainer.max_steps * tokens * (blocks + share * head)
+    assert rows["sm_compute"].trainer.max_flops == pytest.approx(flops, rel=1e-3)
+    assert rows["sm_compute"].trainer.max_flops <= flops * (1 + 1 / (4 * binary.trainer.max_steps))
