@@ -115,12 +115,70 @@ def summarize(hidden_ND: Tensor, head: Head, k: int) -> tuple[Tensor, Tensor, Te
     probs_NK = torch.empty(num_rows, k, dtype=torch.float32, device=hidden_ND.device)
     neg_entropy_N = torch.empty(num_rows, dtype=torch.float32, device=hidden_ND.device)
     with torch.no_grad():
-        scratch = Scratch(head, hidden_ND)
-        probs_buffer_CV = torch.empty_like(scratch.buffer_CV)
-        for rows, hidden_CD in scratch.chunks(hidden_ND):
-            logits_CV = scratch.logits(hidden_CD)
-            ids_NK[rows], probs_NK[rows], neg_entropy_N[rows] = summarize_rows(logits_CV, k, probs_buffer_CV)
+        chunks = _column_chunks if prefers_columns(head, hidden_ND) else _row_chunks
+        for rows, found in chunks(hidden_ND, head, k):
+            ids_NK[rows], probs_NK[rows], neg_entropy_N[rows] = found
     return ids_NK, probs_NK, neg_entropy_N
+
+
+Summary = tuple[Tensor, Tensor, Tensor]
+
+
+def _row_chunks(hidden_ND: Tensor, head: Head, k: int) -> Iterator[tuple[slice, Summary]]:
+    scratch = Scratch(head, hidden_ND)
+    probs_buffer_CV = torch.empty_like(scratch.buffer_CV)
+    for rows, hidden_CD in scratch.chunks(hidden_ND):
+        yield rows, summarize_rows(scratch.logits(hidden_CD), k, probs_buffer_CV)
+
+
+def prefers_columns(head: Head, hidden_ND: Tensor) -> bool:
+    """Whether logits come out faster as (V, C): float32 on the CPU, where the product W h^T took 46 ms against 80 for
+    h W^T (V = 50,258, D = 256, C = 256, two AVX2 cores). Gradients are faster from rows, so only summaries use it."""
+    on_cpu = hidden_ND.device.type == "cpu" and autocast_dtype("cpu") is None
+    return on_cpu and head.weight_VD.dtype == torch.float32 and hidden_ND.dtype == torch.float32
+
+
+def _column_chunks(hidden_ND: Tensor, head: Head, k: int) -> Iterator[tuple[slice, Summary]]:
+    """The same summaries from (V, C) logits: every pass runs down the vocabulary with the C rows side by side."""
+    vocab_size = head.weight_VD.shape[0]
+    padded = -(-vocab_size // GROUP) * GROUP
+    step = min(chunk_rows(vocab_size, "cpu"), max(1, hidden_ND.shape[0]))
+    buffers = [torch.empty(padded * step) for _ in range(2)]
+    for start in range(0, hidden_ND.shape[0], step):
+        hidden_CD = hidden_ND[start : start + step].detach()
+        num_rows = hidden_CD.shape[0]
+        # A last, smaller chunk takes the front of the memory, so that its columns lie side by side, too.
+        logits_VC, exp_VC = (buffer[: padded * num_rows].view(padded, num_rows) for buffer in buffers)
+        real_VC = logits_VC[:vocab_size]
+        torch.mm(head.weight_VD.detach(), hidden_CD.t(), out=real_VC)
+        if head.bias_V is not None:
+            real_VC.add_(head.bias_V.detach()[:, None])
+        head.parameterization.constrain_(real_VC.t())
+        logits_VC[vocab_size:] = NEGATIVE
+        yield slice(start, start + num_rows), _summarize_columns(logits_VC, exp_VC, k)
+
+
+def _summarize_columns(logits_VC: Tensor, exp_VC: Tensor, k: int) -> Summary:
+    """As `summarize_rows`, for one (V padded, C) chunk; exp_VC is scratch of the same shape."""
+    num_rows = logits_VC.shape[1]
+    grouped_GSC = logits_VC.view(-1, GROUP, num_rows)
+    group_max_GC = grouped_GSC.amax(1)
+    max_C = group_max_GC.amax(0)
+    if not (float(max_C.max()) < 70 and float(max_C.min()) > -60):
+        # exp() of the logits as they are would leave float32's range: shift every row to a maximum of 0.
+        logits_VC.sub_(max_C)
+        group_max_GC.sub_(max_C)
+    torch.exp(logits_VC, out=exp_VC)
+    total_C = exp_VC.sum(0)
+    # -H = sum p l - log sum exp(l), whatever constant l is shifted by.
+    neg_entropy_C = exp_VC.mul_(logits_VC).sum(0) / total_C - total_C.log()
+    num_groups = min(k, group_max_GC.shape[0])
+    groups_CK = group_max_GC.t().topk(num_groups, dim=-1).indices
+    index_KSC = groups_CK.t()[:, None].expand(-1, GROUP, -1)
+    candidates_CKS = grouped_GSC.gather(0, index_KSC).permute(2, 0, 1)
+    values_CK, flat_CK = candidates_CKS.flatten(1).topk(k, dim=-1)
+    ids_CK = groups_CK.gather(1, flat_CK // GROUP) * GROUP + flat_CK % GROUP
+    return ids_CK, values_CK.softmax(-1), neg_entropy_C.clamp_(max=0)
 
 
 def nll_only(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:

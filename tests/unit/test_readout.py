@@ -97,10 +97,13 @@ def test_backward_twice_over_a_retained_graph() -> None:
     vocab_size=st.integers(3, 700),
     top_k=st.integers(1, 8),
     chunk=st.sampled_from([1, 3, 64]),
-    scale=st.sampled_from([0.0, 0.3, 3.0, 30.0]),
+    scale=st.sampled_from([0.0, 0.3, 3.0, 30.0, 300.0]),
     subs=st.booleans(),
+    columns=st.booleans(),
 )
-def test_summary_equals_its_plain_twin(vocab_size: int, top_k: int, chunk: int, scale: float, subs: bool) -> None:
+def test_summary_equals_its_plain_twin(
+    vocab_size: int, top_k: int, chunk: int, scale: float, subs: bool, columns: bool
+) -> None:
     top_k = min(top_k, vocab_size - 1)
     generator = torch.Generator().manual_seed(vocab_size * 31 + top_k)
     parameterization: Parameterization = Subs(vocab_size - 1) if subs else Unconstrained()
@@ -109,12 +112,10 @@ def test_summary_equals_its_plain_twin(vocab_size: int, top_k: int, chunk: int, 
     # Distinct logits even at scale 0, so that the top-k is unique.
     head = Head(weight_VD, torch.randperm(vocab_size, generator=generator) / vocab_size, parameterization)
     positions_N = torch.tensor([1, 2, 5, 17])
-    original = chunked.chunk_rows
-    chunked.chunk_rows = lambda *_: chunk  # type: ignore[assignment]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunked, "chunk_rows", lambda *_: chunk)
+        patch.setattr(chunked, "prefers_columns", lambda *_: columns)
         ours = Summarize(positions_N, top_k=top_k)(hidden_BLD, head)
-    finally:
-        chunked.chunk_rows = original
     plain = PlainSummarize(positions_N, top_k=top_k)(hidden_BLD, head)
     assert torch.equal(ours.ids_BLK, plain.ids_BLK)
     torch.testing.assert_close(ours.probs_BLK, plain.probs_BLK, atol=1e-6, rtol=1e-4)
