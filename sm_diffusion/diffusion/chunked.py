@@ -10,7 +10,10 @@ GROUP neighbouring columns, from which the top-k is found, need no tail.
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,19 +33,58 @@ def chunk_rows(vocab_size: int, device_type: str) -> int:
     return max(32, 1 << (budget // (4 * vocab_size)).bit_length() - 1)
 
 
+_POOL = threading.local()
+
+
+@contextmanager
+def borrowed(num_elements: int, device: torch.device) -> Iterator[Tensor]:
+    """A flat float32 buffer of at least num_elements, uninitialised; on the CPU one that is kept for the next use.
+
+    The CPU's allocator gives blocks of this size back to the system, so that touching a new one costs as much as the
+    softmax over it (measured: 28 ms for 51 MB). CUDA's caching allocator keeps its own. At most a few buffers are kept
+    in each thread, see `kept_bytes`.
+    """
+    if device.type != "cpu":
+        yield torch.empty(num_elements, dtype=torch.float32, device=device)
+        return
+    pool: list[Tensor] = _POOL.__dict__.setdefault("buffers", [])
+    fitting = [index for index, buffer in enumerate(pool) if buffer.numel() >= num_elements]
+    smallest = min(fitting, key=lambda index: pool[index].numel(), default=None)
+    buffer = torch.empty(num_elements) if smallest is None else pool.pop(smallest)
+    try:
+        yield buffer
+    finally:
+        pool.append(buffer)
+        pool.sort(key=Tensor.numel)
+        del pool[: max(0, len(pool) - 2)]
+
+
+def kept_bytes() -> int:
+    """Bytes of the buffers that this thread keeps between uses."""
+    return sum(4 * buffer.numel() for buffer in _POOL.__dict__.get("buffers", []))
+
+
 class Scratch:
     """A reusable (C, V padded) float32 buffer that one chunk of constrained logits after another is written to."""
 
-    def __init__(self, head: Head, hidden_ND: Tensor) -> None:
+    @staticmethod
+    def size(head: Head, hidden_ND: Tensor) -> tuple[int, int]:
+        """(C, V padded): rows of a chunk and columns of the buffer."""
+        vocab_size = head.weight_VD.shape[0]
+        rows = min(chunk_rows(vocab_size, hidden_ND.device.type), max(1, hidden_ND.shape[0]))
+        return rows, -(-vocab_size // GROUP) * GROUP
+
+    def __init__(self, head: Head, hidden_ND: Tensor, buffer: Tensor | None = None) -> None:
         self.head = head
         self.vocab_size = head.weight_VD.shape[0]
         device = hidden_ND.device
         self.dtype = autocast_dtype(device.type) or head.weight_VD.dtype
         self.weight_VD = head.weight_VD.detach().to(self.dtype)
         self.bias_V = None if head.bias_V is None else head.bias_V.detach().to(self.dtype)
-        self.rows = min(chunk_rows(self.vocab_size, device.type), max(1, hidden_ND.shape[0]))
-        padded = -(-self.vocab_size // GROUP) * GROUP
-        self.buffer_CV = torch.empty(self.rows, padded, dtype=torch.float32, device=device)
+        self.rows, padded = self.size(head, hidden_ND)
+        if buffer is None:
+            buffer = torch.empty(self.rows * padded, dtype=torch.float32, device=device)
+        self.buffer_CV = buffer[: self.rows * padded].view(self.rows, padded)
         self.buffer_CV[:, self.vocab_size :] = NEGATIVE
 
     def chunks(self, hidden_ND: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -125,10 +167,12 @@ Summary = tuple[Tensor, Tensor, Tensor]
 
 
 def _row_chunks(hidden_ND: Tensor, head: Head, k: int) -> Iterator[tuple[slice, Summary]]:
-    scratch = Scratch(head, hidden_ND)
-    probs_buffer_CV = torch.empty_like(scratch.buffer_CV)
-    for rows, hidden_CD in scratch.chunks(hidden_ND):
-        yield rows, summarize_rows(scratch.logits(hidden_CD), k, probs_buffer_CV)
+    size, device = math.prod(Scratch.size(head, hidden_ND)), hidden_ND.device
+    with borrowed(size, device) as logits, borrowed(size, device) as probs:
+        scratch = Scratch(head, hidden_ND, logits)
+        probs_buffer_CV = probs[:size].view_as(scratch.buffer_CV)
+        for rows, hidden_CD in scratch.chunks(hidden_ND):
+            yield rows, summarize_rows(scratch.logits(hidden_CD), k, probs_buffer_CV)
 
 
 def prefers_columns(head: Head, hidden_ND: Tensor) -> bool:
@@ -141,21 +185,21 @@ def prefers_columns(head: Head, hidden_ND: Tensor) -> bool:
 def _column_chunks(hidden_ND: Tensor, head: Head, k: int) -> Iterator[tuple[slice, Summary]]:
     """The same summaries from (V, C) logits: every pass runs down the vocabulary with the C rows side by side."""
     vocab_size = head.weight_VD.shape[0]
-    padded = -(-vocab_size // GROUP) * GROUP
-    step = min(chunk_rows(vocab_size, "cpu"), max(1, hidden_ND.shape[0]))
-    buffers = [torch.empty(padded * step) for _ in range(2)]
-    for start in range(0, hidden_ND.shape[0], step):
-        hidden_CD = hidden_ND[start : start + step].detach()
-        num_rows = hidden_CD.shape[0]
-        # A last, smaller chunk takes the front of the memory, so that its columns lie side by side, too.
-        logits_VC, exp_VC = (buffer[: padded * num_rows].view(padded, num_rows) for buffer in buffers)
-        real_VC = logits_VC[:vocab_size]
-        torch.mm(head.weight_VD.detach(), hidden_CD.t(), out=real_VC)
-        if head.bias_V is not None:
-            real_VC.add_(head.bias_V.detach()[:, None])
-        head.parameterization.constrain_(real_VC.t())
-        logits_VC[vocab_size:] = NEGATIVE
-        yield slice(start, start + num_rows), _summarize_columns(logits_VC, exp_VC, k)
+    step, padded = Scratch.size(head, hidden_ND)
+    device = hidden_ND.device
+    with borrowed(step * padded, device) as logits, borrowed(step * padded, device) as exps:
+        for start in range(0, hidden_ND.shape[0], step):
+            hidden_CD = hidden_ND[start : start + step].detach()
+            num_rows = hidden_CD.shape[0]
+            # A last, smaller chunk takes the front of the memory, so that its columns lie side by side, too.
+            logits_VC, exp_VC = (buffer[: padded * num_rows].view(padded, num_rows) for buffer in (logits, exps))
+            real_VC = logits_VC[:vocab_size]
+            torch.mm(head.weight_VD.detach(), hidden_CD.t(), out=real_VC)
+            if head.bias_V is not None:
+                real_VC.add_(head.bias_V.detach()[:, None])
+            head.parameterization.constrain_(real_VC.t())
+            logits_VC[vocab_size:] = NEGATIVE
+            yield slice(start, start + num_rows), _summarize_columns(logits_VC, exp_VC, k)
 
 
 def _summarize_columns(logits_VC: Tensor, exp_VC: Tensor, k: int) -> Summary:
@@ -184,13 +228,46 @@ def _summarize_columns(logits_VC: Tensor, exp_VC: Tensor, k: int) -> Summary:
 def nll_only(hidden_ND: Tensor, head: Head, targets_N: Tensor) -> Tensor:
     """-log p(target), nats, (N,), without gradient."""
     nll_N = torch.empty(hidden_ND.shape[0], dtype=torch.float32, device=hidden_ND.device)
-    with torch.no_grad():
-        scratch = Scratch(head, hidden_ND)
+    with torch.no_grad(), borrowed(math.prod(Scratch.size(head, hidden_ND)), hidden_ND.device) as buffer:
+        scratch = Scratch(head, hidden_ND, buffer)
         for rows, hidden_CD in scratch.chunks(hidden_ND):
             logits_CV = scratch.logits(hidden_CD)
             log_probs_CV = torch.log_softmax(logits_CV, -1, out=logits_CV)
             nll_N[rows] = -log_probs_CV.gather(1, targets_N[rows, None]).squeeze(1)
     return nll_N
+
+
+def _nll_and_gradients(
+    scratch: Scratch, hidden_ND: Tensor, targets_N: Tensor, weights_N: Tensor, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor, tuple[Tensor | None, Tensor | None, Tensor | None]]:
+    """-log p(target) of every row, and the gradients of the weighted sum: hidden (N, D), weight (V, D), bias (V,)."""
+    needs_hidden, needs_weight, needs_bias = needs
+    weight_VD, bias_V = scratch.head.weight_VD, scratch.head.bias_V
+    nll_N = torch.empty(hidden_ND.shape[0], dtype=torch.float32, device=hidden_ND.device)
+    grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
+    grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
+    grad_bias_V = None if bias_V is None or not needs_bias else torch.zeros_like(bias_V, dtype=torch.float32)
+    for rows, hidden_CD in scratch.chunks(hidden_ND):
+        targets_C1, weights_C1 = targets_N[rows, None], weights_N[rows, None].float()
+        logits_CV = scratch.logits(hidden_CD)
+        target_logit_C1 = logits_CV.gather(1, targets_C1)
+        max_C1 = group_max(logits_CV).amax(-1, keepdim=True)
+        p_CV = torch.softmax(logits_CV, -1, out=logits_CV)
+        # lse = l_max - log p_max: exact where log p(target) itself would underflow.
+        nll_N[rows] = (max_C1 - group_max(p_CV).amax(-1, keepdim=True).log() - target_logit_C1).squeeze(1)
+        p_CV.scatter_add_(1, targets_C1, torch.full_like(target_logit_C1, -1.0))
+        error_CV = p_CV[:, : scratch.vocab_size].to(scratch.dtype)
+        if grad_hidden_ND is not None:
+            grad_hidden_ND[rows] = torch.mm(error_CV, scratch.weight_VD) * weights_C1
+        if grad_weight_VD is not None:
+            scaled_CD = (hidden_CD * weights_C1).to(scratch.dtype)
+            if scratch.dtype == torch.float32:
+                grad_weight_VD.addmm_(error_CV.t(), scaled_CD)
+            else:
+                grad_weight_VD += torch.mm(error_CV.t(), scaled_CD)
+        if grad_bias_V is not None:
+            grad_bias_V += torch.mv(error_CV.t(), weights_C1.squeeze(1).to(scratch.dtype))
+    return nll_N, (grad_hidden_ND, grad_weight_VD, grad_bias_V)
 
 
 class ChunkedNLL(torch.autograd.Function):
@@ -211,33 +288,12 @@ class ChunkedNLL(torch.autograd.Function):
         weights_N: Tensor,
         parameterization: Parameterization,
     ) -> tuple[Tensor, Tensor]:
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        scratch = Scratch(Head(weight_VD, bias_V, parameterization), hidden_ND)
-        nll_N = torch.empty(hidden_ND.shape[0], dtype=torch.float32, device=hidden_ND.device)
-        grad_hidden_ND = torch.empty_like(hidden_ND) if needs_hidden else None
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_weight else None
-        grad_bias_V = None if bias_V is None or not needs_bias else torch.zeros_like(bias_V, dtype=torch.float32)
-        for rows, hidden_CD in scratch.chunks(hidden_ND):
-            targets_C1, weights_C1 = targets_N[rows, None], weights_N[rows, None].float()
-            logits_CV = scratch.logits(hidden_CD)
-            target_logit_C1 = logits_CV.gather(1, targets_C1)
-            max_C1 = group_max(logits_CV).amax(-1, keepdim=True)
-            p_CV = torch.softmax(logits_CV, -1, out=logits_CV)
-            # lse = l_max - log p_max: exact where log p(target) itself would underflow.
-            nll_N[rows] = (max_C1 - group_max(p_CV).amax(-1, keepdim=True).log() - target_logit_C1).squeeze(1)
-            p_CV.scatter_add_(1, targets_C1, torch.full_like(target_logit_C1, -1.0))
-            error_CV = p_CV[:, : scratch.vocab_size].to(scratch.dtype)
-            if grad_hidden_ND is not None:
-                grad_hidden_ND[rows] = torch.mm(error_CV, scratch.weight_VD) * weights_C1
-            if grad_weight_VD is not None:
-                scaled_CD = (hidden_CD * weights_C1).to(scratch.dtype)
-                if scratch.dtype == torch.float32:
-                    grad_weight_VD.addmm_(error_CV.t(), scaled_CD)
-                else:
-                    grad_weight_VD += torch.mm(error_CV.t(), scaled_CD)
-            if grad_bias_V is not None:
-                grad_bias_V += torch.mv(error_CV.t(), weights_C1.squeeze(1).to(scratch.dtype))
-        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD, grad_bias_V)
+        head = Head(weight_VD, bias_V, parameterization)
+        with borrowed(math.prod(Scratch.size(head, hidden_ND)), hidden_ND.device) as buffer:
+            nll_N, gradients = _nll_and_gradients(
+                Scratch(head, hidden_ND, buffer), hidden_ND, targets_N, weights_N, ctx.needs_input_grad[:3]
+            )
+        ctx.save_for_backward(*gradients)
         ctx.weight_dtype = weight_VD.dtype
         ctx.mark_non_differentiable(nll_N)
         return (nll_N * weights_N).sum(), nll_N
