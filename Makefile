@@ -31,15 +31,15 @@ quickstart: install ## train, continue with and without soft-masking, compare: m
 
 test: install ## the test suite, without what is slow or needs a GPU
 	@echo "== pytest"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: install ## ruff, mypy, every configuration, the links of the documents
 	@echo "== ruff check"
 	@$(BIN)/ruff check .
 	@echo "== mypy"
 	@$(BIN)/mypy sm_diffusion
-	@echo "== smd config --check-all"
-	@$(BIN)/smd config --check-all
+	@echo "== every configuration composes and is valid"
+	@$(BIN)/python -m pytest -q tests/config/test_shipped.py -k 'not two_steps'
 	@echo "== links"
 	@$(BIN)/python -m sm_diffusion.tools.links
 

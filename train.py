@@ -7,16 +7,14 @@
 `smd config` prints the resolved configuration, `smd plan` what it costs.
 """
 
-from typing import Any
-
 from sm_diffusion.config.schema import TrainConfig
 from sm_diffusion.config.store import launch
 
 
-def run(config: TrainConfig) -> dict[str, Any]:
+def run(config: TrainConfig) -> float:
     from sm_diffusion.config.programs import train  # heavy: a mistyped key is reported before it
 
-    return train(config)
+    return float(train(config)["metrics"]["val/nll"])  # what a sweep minimises
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sm_diffusion.config import schema
+from sm_diffusion.config.build_hf import build_hf_denoiser, with_adapter
 from sm_diffusion.denoisers.dit import DiT, DiTShape
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.contracts import Denoiser, Mixing
@@ -21,6 +22,7 @@ from sm_diffusion.diffusion.schedule import (
     TimeSampler,
     UniformTimes,
 )
+from sm_diffusion.diffusion.sft import FirstRowTime, SFTObjective
 from sm_diffusion.diffusion.soft_mask import FullVocabularySoftMask, SoftMask, SoftMaskBase
 from sm_diffusion.training.module import DiffusionModule, NoiseSettings
 from sm_diffusion.training.optim import OptimSettings
@@ -49,8 +51,10 @@ def build_times(objective: schema.ObjectiveConfig) -> TimeSampler:
             return StratifiedTimes(t_min=objective.t_min, t_max=objective.t_max)
         case "uniform":
             return UniformTimes(t_min=objective.t_min, t_max=objective.t_max)
+        case "first_row":
+            return FirstRowTime(t_min=objective.t_min, t_max=objective.t_max)
         case name:
-            raise UserError(f"objective.times={name}: choose stratified or uniform")
+            raise UserError(f"objective.times={name}: choose stratified, uniform or first_row")
 
 
 def build_objective(config: schema.TrainConfig, *, mask_id: int) -> Objective:
@@ -59,8 +63,10 @@ def build_objective(config: schema.TrainConfig, *, mask_id: int) -> Objective:
             return MDLMObjective(
                 schedule=build_schedule(config.schedule), times=build_times(config.objective), mask_id=mask_id
             )
+        case "sft":
+            return SFTObjective(times=build_times(config.objective), mask_id=mask_id)
         case name:
-            raise UserError(f"objective.name={name}: choose mdlm")
+            raise UserError(f"objective.name={name}: choose mdlm or sft")
 
 
 def dit_shape(model: schema.DiTConfig, vocab_size: int) -> DiTShape:
@@ -84,8 +90,10 @@ def build_denoiser(model: schema.ModelConfig, *, vocab_size: int, mask_id: int) 
                 attention=model.attention,
                 checkpoint_blocks=model.activation_checkpointing,
             )
+        case schema.HFConfig():
+            return build_hf_denoiser(model, vocab_size=vocab_size, mask_id=mask_id)
         case _:
-            raise UserError(f"model={model.name}: no denoiser for {type(model).__name__}; choose a dit_* model")
+            raise UserError(f"model={model.name}: no denoiser for {type(model).__name__}; see smd config --groups")
 
 
 def build_mixing(name: str) -> Mixing:
@@ -108,6 +116,7 @@ def build_soft_mask(soft: schema.SoftMaskConfig) -> SoftMaskBase:
 def build_predictor(config: schema.TrainConfig, *, vocab_size: int, mask_id: int) -> Predictor:
     """The network and, for the soft-masked variant, its omegas, freshly initialised."""
     denoiser = build_denoiser(config.model, vocab_size=vocab_size, mask_id=mask_id)
+    denoiser = with_adapter(denoiser, config.peft, seed=config.seed)
     match config.variant:
         case schema.MDLMVariantConfig():
             return HardMaskPredictor(denoiser, mask_id=mask_id)

@@ -27,6 +27,7 @@ _NOTICES = (
     ".*You have overridden `on_before_batch_transfer`.*",
     ".*LeafSpec.*",
     ".*Found keys that are not in the model state dict.*",
+    ".*sync_dist=True.*",  # what is logged has been summed over the ranks already
 )
 
 
@@ -35,3 +36,5 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for notice in _NOTICES:
         warnings.filterwarnings("ignore", message=notice)
+    # The one notice worth having: which process of the run ended, and how.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)

@@ -12,13 +12,13 @@ import lightning as L
 from sm_diffusion.config import schema
 from sm_diffusion.config.build import EVALUATION_SEED, build_module, build_predictor
 from sm_diffusion.config.build_data import build_datamodule
+from sm_diffusion.config.build_generative import Evaluated, build_generative, build_zero_shot
 from sm_diffusion.config.console import is_first_rank, quiet_libraries, say
-from sm_diffusion.config.store import restore_train_config
+from sm_diffusion.config.load import load_weights, run_config
 from sm_diffusion.config.trainer import accelerator_of, precision_of
 from sm_diffusion.config.validate import validate_eval
 from sm_diffusion.data.datamodule import TokenDataModule
-from sm_diffusion.denoisers.convert import Weights, load_into, read_weights
-from sm_diffusion.diffusion.predictor import SoftMaskPredictor
+from sm_diffusion.denoisers.convert import read_weights
 from sm_diffusion.evaluation.base import EvalContext, Evaluator
 from sm_diffusion.evaluation.perplexity import PerplexityEvaluator
 from sm_diffusion.evaluation.results import environment, sha256_of, write_json
@@ -32,26 +32,23 @@ def evaluate(config: schema.EvalConfig) -> dict[str, Any]:
     validate_eval(config)
     quiet_libraries()
     weights = read_weights(config.checkpoint, weights=config.weights)
-    run = _run_config(config, weights)
+    run = run_config(config, weights)
     run.data.eval_batch_sequences = config.batch_sequences
     if isinstance(config.evaluator, schema.PerplexityConfig):
         run.data.max_validation_sequences = config.evaluator.max_sequences or run.data.max_validation_sequences
     datamodule = build_datamodule(run.data, seed=run.seed, world_size=config.devices)
     datamodule.prepare()
     predictor = build_predictor(run, vocab_size=datamodule.vocab_size, mask_id=datamodule.tokenizer.mask_id)
-    load_into(predictor.denoiser, weights.denoiser, source=weights.path, what="model and corpus")
-    if isinstance(predictor, SoftMaskPredictor):
-        own = predictor.soft_mask.state_dict()
-        loaded = {name: value for name, value in weights.soft_mask.items() if name in own}
-        load_into(predictor.soft_mask, loaded, source=weights.path, what="soft mask")
+    load_weights(predictor, weights)
     module = build_module(run, predictor, validation_sequences=datamodule.meta.splits["validation"].sequences)
     context = EvalContext(
         predictor=predictor,
-        measure_nll=_nll_meter(config, module, datamodule),
+        measure_nll=_nll_meter(config, module, datamodule),  # type: ignore[arg-type]
         bytes_per_token=datamodule.bytes_per_token("validation"),
         seed=config.seed,
     )
-    result = build_evaluator(config.evaluator).evaluate(context)
+    evaluated = Evaluated(config=config, run=run, weights=weights, module=module, datamodule=datamodule)  # type: ignore[arg-type]
+    result = build_evaluator(evaluated).evaluate(context)
     results = {
         "name": config.evaluator.name,
         "metrics": result.metrics,
@@ -73,29 +70,16 @@ def evaluate(config: schema.EvalConfig) -> dict[str, Any]:
     return results
 
 
-def build_evaluator(evaluator: schema.EvaluatorConfig) -> Evaluator:
-    match evaluator:
-        case schema.PerplexityConfig():
+def build_evaluator(evaluated: Evaluated) -> Evaluator:
+    match evaluated.config.evaluator:
+        case schema.PerplexityConfig() as evaluator:
             return PerplexityEvaluator(feedback=evaluator.feedback, repeats=evaluator.repeats)
-        case _:
-            raise UserError(f"evaluator={evaluator.name}: choose perplexity")
-
-
-def _run_config(config: schema.EvalConfig, weights: Weights) -> schema.TrainConfig:
-    """The training configuration of the checkpoint, with what the evaluation replaces."""
-    if weights.provenance is not None:
-        run = restore_train_config(weights.provenance)
-    else:
-        if config.model is None or config.data is None:
-            raise UserError(
-                f"checkpoint={weights.path}: a published checkpoint does not say its model and corpus; "
-                "give model=... and data=..."
-            )
-        variant = schema.SoftMaskedVariantConfig() if weights.soft_mask else schema.MDLMVariantConfig()
-        run = schema.TrainConfig(variant=variant, soft_mask=config.soft_mask)
-    run.model = config.model or run.model
-    run.data = config.data or run.data
-    return run
+        case schema.GenerativeConfig() as generative:
+            return build_generative(evaluated, generative)
+        case schema.ZeroShotConfig() as zero_shot:
+            return build_zero_shot(evaluated, zero_shot)
+        case other:
+            raise UserError(f"evaluator={other.name}: choose perplexity, generative or zero_shot")
 
 
 def _nll_meter(

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from sm_diffusion.config import schema
 from sm_diffusion.config.build import build_module, build_predictor
 from sm_diffusion.config.build_data import build_datamodule
+from sm_diffusion.config.build_hf import write_adapter_folder
 from sm_diffusion.config.console import is_first_rank, quiet_libraries, say
 from sm_diffusion.config.trainer import Built, build_trainer
 from sm_diffusion.config.validate import validate_train, validate_vocabulary
@@ -21,7 +22,10 @@ from sm_diffusion.data.datamodule import TokenDataModule
 from sm_diffusion.denoisers.convert import Weights, check_fits, load_into, read_weights
 from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
 from sm_diffusion.evaluation.results import environment, sha256_of, write_json
+from sm_diffusion.training import ckpt_store
+from sm_diffusion.training.chat_datamodule import ChatDataModule
 from sm_diffusion.training.module import DiffusionModule
+from sm_diffusion.training.preemption import lost_process
 
 
 def train(config: schema.TrainConfig) -> dict[str, Any]:
@@ -45,14 +49,40 @@ def train(config: schema.TrainConfig) -> dict[str, Any]:
     module = build_module(
         config, predictor, validation_sequences=datamodule.meta.splits["validation"].sequences
     )
-    ckpt_path = str(folder / "checkpoints" / "last.ckpt") if config.ckpt_path == "last" else config.ckpt_path
-    if ckpt_path is not None:
-        check_fits(module, ckpt_path)
+    ckpt_path = _checkpoint_to_continue(config, module)
     if is_first_rank():
         _start_folder(config, folder, predictor)
     built = build_trainer(config, bytes_per_token=datamodule.bytes_per_token("validation"))
-    built.trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-    return _finish(config, built, module, datamodule)
+    try:
+        built.trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        return _finish(config, built, module, datamodule)
+    except RuntimeError as error:
+        lost = lost_process(
+            error,
+            rank=built.trainer.global_rank,
+            checkpoint=folder / "checkpoints" / "last.ckpt",
+            timeout_seconds=config.strategy.timeout_seconds,
+        )
+        if lost is None:
+            raise
+        raise lost from None
+
+
+def _checkpoint_to_continue(config: schema.TrainConfig, module: DiffusionModule) -> str | None:
+    """The checkpoint this run goes on from, cleaned up, verified and found to fit by the first process."""
+    folder = Path(config.output_dir) / "checkpoints"
+    path = Path(config.ckpt_path) if config.ckpt_path not in (None, "last", "auto") else folder / "last.ckpt"
+    if is_first_rank():
+        for line in ckpt_store.recover(folder):
+            say(line)
+    if config.ckpt_path is None or (config.ckpt_path == "auto" and not ckpt_store.exists(path)):
+        return None
+    if is_first_rank():
+        if config.callbacks.checkpoint.verify:
+            ckpt_store.verify(path)
+        if not path.is_dir():  # shards are compared when they are read
+            check_fits(module, path)
+    return str(path)
 
 
 def initialise(predictor: Predictor, weights: Weights) -> None:
@@ -82,7 +112,7 @@ def _start_folder(config: schema.TrainConfig, folder: Path, predictor: Predictor
 
 
 def _finish(
-    config: schema.TrainConfig, built: Built, module: DiffusionModule, datamodule: TokenDataModule
+    config: schema.TrainConfig, built: Built, module: DiffusionModule, datamodule: TokenDataModule | ChatDataModule
 ) -> dict[str, Any]:
     trainer, folder = built.trainer, Path(config.output_dir)
     last = folder / "checkpoints" / "last.ckpt"
@@ -98,15 +128,18 @@ def _finish(
         "name": config.name,
         "metrics": metrics,
         "compute": built.meter.summary(),
-        "omegas": {k.replace("/", "_"): float(v.detach()) for k, v in module.scalars().items()} or None,
+        "omegas": {k.replace("/", "_"): v for k, v in module.scalar_values().items()} or None,
         "seed": config.seed,
         "weights": "ema" if config.callbacks.ema.enabled else "raw",
         "config": asdict(config),
         **environment(),
     }
     if trainer.is_global_zero:
-        results |= {"checkpoint": str(last), "checkpoint_sha256": sha256_of(last)}
+        hashed = last / ckpt_store.CHECKSUMS if last.is_dir() else last
+        results |= {"checkpoint": str(last), "checkpoint_sha256": sha256_of(hashed) if hashed.exists() else None}
         write_json(folder / "results.json", results)
+        if write_adapter_folder(module.predictor, folder / "adapter"):
+            say(f"{config.name}: adapter and omegas in {folder / 'adapter'}")
         if config.callbacks.plots:
             from sm_diffusion.tools.plots import save_run_plots  # matplotlib is slow to import
 

@@ -10,8 +10,17 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from sm_diffusion.config.schema_chat_mix import (
+    ChatMixConfig as ChatMixConfig,
+)
 from sm_diffusion.config.schema_data import (
     DataConfig as DataConfig,
+)
+from sm_diffusion.config.schema_data import (
+    FileCorpusConfig as FileCorpusConfig,
+)
+from sm_diffusion.config.schema_data import (
+    MixtureConfig as MixtureConfig,
 )
 from sm_diffusion.config.schema_data import (
     PythonCorpusConfig as PythonCorpusConfig,
@@ -29,7 +38,13 @@ from sm_diffusion.config.schema_eval import (
     EvaluatorConfig as EvaluatorConfig,
 )
 from sm_diffusion.config.schema_eval import (
+    GenerativeConfig as GenerativeConfig,
+)
+from sm_diffusion.config.schema_eval import (
     PerplexityConfig as PerplexityConfig,
+)
+from sm_diffusion.config.schema_eval import (
+    ZeroShotConfig as ZeroShotConfig,
 )
 from sm_diffusion.config.schema_model import (
     DiTConfig as DiTConfig,
@@ -54,6 +69,24 @@ from sm_diffusion.config.schema_model import (
 )
 from sm_diffusion.config.schema_model import (
     VariantConfig as VariantConfig,
+)
+from sm_diffusion.config.schema_peft import (
+    ChatConfig as ChatConfig,
+)
+from sm_diffusion.config.schema_peft import (
+    ChatFilesConfig as ChatFilesConfig,
+)
+from sm_diffusion.config.schema_peft import (
+    HFConfig as HFConfig,
+)
+from sm_diffusion.config.schema_peft import (
+    HFShapeConfig as HFShapeConfig,
+)
+from sm_diffusion.config.schema_peft import (
+    PeftConfig as PeftConfig,
+)
+from sm_diffusion.config.schema_peft import (
+    PythonChatConfig as PythonChatConfig,
 )
 from sm_diffusion.config.schema_run import (
     CallbacksConfig as CallbacksConfig,
@@ -85,11 +118,12 @@ class TrainConfig:
     seed: int = 1
     init_from: str | None = None  # checkpoint whose weights start this run (ours, or a published MDLM/SM one)
     init_weights: str = "raw"  # raw | ema
-    ckpt_path: str | None = None  # null: a new run | last: continue output_dir | a checkpoint of this run
+    ckpt_path: str | None = None  # null: new run | last: continue output_dir | auto: last if any | a checkpoint of it
     overwrite: bool = False  # delete what output_dir holds from an earlier run of this name
     model: ModelConfig = MISSING
     variant: VariantConfig = MISSING
     soft_mask: SoftMaskConfig = field(default_factory=SoftMaskConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
     data: DataConfig = MISSING
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

@@ -47,3 +47,55 @@ class TextFilesConfig(DataConfig):
     validation_fraction: float = 0.05
     text_field: str = "text"  # field or column of .jsonl and .parquet
     split_on_blank_lines: bool = False  # a .txt file is one document, or one a paragraph
+
+
+@dataclass
+class FilterConfig:
+    """Which records of a corpus of files are kept; the others are counted, by reason, in the manifest."""
+
+    detokenizer: str = "none"  # none | wikitext | ptb | lm1b | scientific | lambada
+    min_characters: int = 1
+    max_characters: int = 10_000_000
+    languages: list[str] = field(default_factory=list)  # empty: any
+    licenses: list[str] = field(default_factory=list)  # empty: any; all of a record's licences must be listed
+    max_line_characters: int | None = None  # longest line
+    max_mean_line_characters: float | None = None
+    min_alphanumeric: float = 0.0  # share of letters and digits, in [0, 1)
+
+
+@dataclass
+class StreamConfig:
+    lanes: int = 8  # divides the global batch; ranks x workers that share the reading without overlap
+    shuffle_sequences: int = 2048  # a lane shuffles at a time, in memory
+
+
+@dataclass
+class FileCorpusConfig(DataConfig):
+    """Files in the hub's formats, from the hub or a folder; prepared into shards, or streamed."""
+
+    repo: str = ""  # dataset repository of the hub
+    revision: str = "main"  # branch, tag or commit; resolved to a commit once
+    download: str = ""  # where to get it by hand, for error messages
+    path: str = ""  # a folder in the hub's layout instead of the hub
+    prepared: str = ""  # a finished folder of `smd prepare` instead of the text
+    train_files: list[str] = MISSING  # patterns; * crosses folders
+    validation_files: list[str] = field(default_factory=list)
+    validation_documents: int = 0  # the last so many records
+    validation_fraction: float = 0.0  # share of documents, in (0, 1); used when neither of the above is set
+    text_field: str = "text"
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    deduplicate: bool = False  # texts equal but for case, white space and punctuation
+    add_eos: bool = True  # between documents
+    shard_documents: int = 100_000  # parquet: rows a shard
+    shard_bytes: int = 256_000_000  # other formats: bytes of the file a shard
+    max_fault_share: float = 0.01  # of the records; more unusable ones are an error
+    streaming: bool = False  # read the training text as it is needed
+    stream: StreamConfig = field(default_factory=StreamConfig)
+
+
+@dataclass
+class MixtureConfig(DataConfig):
+    """Several corpora of files in proportions, with the tokenizer and length given here."""
+
+    parts: dict[str, FileCorpusConfig] = MISSING
+    mixture: dict[str, float] = MISSING  # weight of each part, > 0

@@ -72,7 +72,7 @@ class ScheduleConfig:
 
 @dataclass
 class ObjectiveConfig:
-    name: str = "mdlm"
-    times: str = "stratified"  # stratified over the global batch | uniform
+    name: str = "mdlm"  # mdlm | sft (fine-tuning on prompts and responses)
+    times: str = "stratified"  # stratified over the global batch | uniform | first_row (sft: one time a micro-batch)
     t_min: float = 1e-3  # diffusion time, in [0, t_max)
     t_max: float = 1.0

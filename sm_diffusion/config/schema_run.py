@@ -33,6 +33,8 @@ class CheckpointConfig:
     every_steps: int = 1000
     keep_every: bool = False  # keep each periodic checkpoint, not only the newest
     keep_best: int = 1  # by validation NLL
+    layout: str = "consolidated"  # consolidated (one file) | sharded (fsdp: a folder, every rank writes its part)
+    verify: bool = True  # compare a checkpoint with its checksum before a run continues from it
 
 
 @dataclass
@@ -62,10 +64,15 @@ class TrainerConfig:
 
 @dataclass
 class StrategyConfig:
-    name: str = "single"  # single | ddp
+    name: str = "single"  # single | ddp | fsdp | deepspeed
     backend: str = "auto"  # auto | gloo | nccl
     find_unused_parameters: bool | None = None  # ddp; null: what the variant needs
     timeout_seconds: float = 1800.0  # a collective that takes longer ends the job
+    gather_dtype: str = "auto"  # fsdp: of gathered blocks: auto (bfloat16 with bf16-mixed) | float32 | bfloat16
+    reduce_dtype: str = "float32"  # fsdp: in which gradients are summed over ranks: float32 | bfloat16
+    reshard_after_forward: bool = True  # fsdp: false gathers blocks once a step and holds them: faster, more memory
+    cpu_offload: bool = False  # fsdp, deepspeed: shards and optimiser states in host memory
+    zero_stage: int = 2  # deepspeed: 1 | 2 | 3
 
 
 @dataclass

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sm_diffusion.config import schema
+from sm_diffusion.config import schema, schema_sampler
 from sm_diffusion.types import UserError
 
 # Lines of Hydra's and OmegaConf's reports that tell a user nothing.
@@ -47,11 +47,17 @@ def register() -> None:
         (None, "train_schema", schema.TrainConfig),
         (None, "eval_schema", schema.EvalConfig),
         ("model", "schema_dit", schema.DiTConfig),
+        ("model", "schema_hf", schema.HFConfig),
         ("variant", "schema_mdlm", schema.MDLMVariantConfig),
         ("variant", "schema_soft_masked", schema.SoftMaskedVariantConfig),
         ("soft_mask", "schema_soft_mask", schema.SoftMaskConfig),
         ("data", "schema_python_corpus", schema.PythonCorpusConfig),
         ("data", "schema_text_files", schema.TextFilesConfig),
+        ("data", "schema_chat_files", schema.ChatFilesConfig),
+        ("data", "schema_python_chat", schema.PythonChatConfig),
+        ("data", "schema_file_corpus", schema.FileCorpusConfig),
+        ("data", "schema_mixture", schema.MixtureConfig),
+        ("data", "schema_chat_mix", schema.ChatMixConfig),
         ("objective", "schema_mdlm", schema.ObjectiveConfig),
         ("schedule", "schema_schedule", schema.ScheduleConfig),
         ("optim", "schema_adamw", schema.OptimConfig),
@@ -59,7 +65,12 @@ def register() -> None:
         ("trainer", "schema_trainer", schema.TrainerConfig),
         ("logger", "schema_logger", schema.LoggerConfig),
         ("callbacks", "schema_callbacks", schema.CallbacksConfig),
+        ("peft", "schema_peft", schema.PeftConfig),
         ("evaluator", "schema_perplexity", schema.PerplexityConfig),
+        ("evaluator", "schema_generative", schema.GenerativeConfig),
+        ("evaluator", "schema_zero_shot", schema.ZeroShotConfig),
+        (None, "sample_schema", schema_sampler.SampleConfig),
+        *(("sampler", f"schema_{kind().name}", kind) for kind in schema_sampler.SAMPLERS),
     ]
     for group, name, node in nodes:
         store.store(group=group, name=name, node=node)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from sm_diffusion.config import schema
 from sm_diffusion.config.build_data import micro_batch_sequences
+from sm_diffusion.config.strategy import accelerator_of as accelerator_of
+from sm_diffusion.config.strategy import build_strategy
+from sm_diffusion.config.strategy import precision_of as precision_of
 from sm_diffusion.training.callbacks import ComputeMeter, EMACallback, NonFiniteGuard, ValidationMetrics
+from sm_diffusion.training.preemption import Preemption
 from sm_diffusion.training.progress import ProgressLine
-from sm_diffusion.types import UserError
+from sm_diffusion.training.strategies import SafeCheckpointIO
 
 
 class Built(NamedTuple):
@@ -25,35 +26,6 @@ class Built(NamedTuple):
     trainer: L.Trainer
     meter: ComputeMeter
     metrics: ValidationMetrics
-
-
-def accelerator_of(name: str) -> str:
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
-def precision_of(name: str, accelerator: str) -> str:
-    return ("bf16-mixed" if accelerator == "cuda" else "32-true") if name == "auto" else name
-
-
-def build_strategy(config: schema.TrainConfig) -> Strategy | str:
-    strategy = config.strategy
-    match strategy.name:
-        case "single":
-            return "auto"
-        case "ddp":
-            find_unused = strategy.find_unused_parameters
-            if find_unused is None:
-                find_unused = isinstance(config.variant, schema.SoftMaskedVariantConfig)
-            on_cpu = accelerator_of(config.trainer.accelerator) == "cpu"
-            backend = ("gloo" if on_cpu else "nccl") if strategy.backend == "auto" else strategy.backend
-            return DDPStrategy(
-                find_unused_parameters=find_unused,
-                process_group_backend=backend,
-                timeout=timedelta(seconds=strategy.timeout_seconds),
-                gradient_as_bucket_view=True,
-            )
-        case name:
-            raise UserError(f"strategy.name={name}: choose single or ddp")
 
 
 def build_loggers(config: schema.TrainConfig, folder: Path) -> list[Logger]:
@@ -83,9 +55,12 @@ def build_checkpoints(settings: schema.CheckpointConfig, folder: Path) -> list[C
     """`last.ckpt` every so many steps, `best-*.ckpt` by validation NLL, and optionally every periodic one."""
     shared: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "save_on_train_epoch_end": False}
     periodic: dict[str, Any] = {"every_n_train_steps": settings.every_steps, **shared}
-    callbacks: list[Callback] = [ModelCheckpoint(filename="last", enable_version_counter=False, **periodic)]
+    periodic["enable_version_counter"] = False
+    # One callback for both: Lightning tells the states of two apart by their period only.
+    kept: dict[str, Any] = {"filename": "last"}
     if settings.keep_every:
-        callbacks.append(ModelCheckpoint(filename="step-{step}", save_top_k=-1, **periodic))
+        kept = {"filename": "step-{step}", "save_top_k": -1, "save_last": True}
+    callbacks: list[Callback] = [ModelCheckpoint(**kept, **periodic)]
     if settings.keep_best:
         callbacks.append(
             ModelCheckpoint(
@@ -125,7 +100,10 @@ def build_trainer(config: schema.TrainConfig, *, bytes_per_token: float) -> Buil
     ]
     if config.callbacks.ema.enabled:
         callbacks.insert(0, EMACallback(decay=config.callbacks.ema.decay, scope=config.callbacks.ema.scope))
-    callbacks += build_checkpoints(config.callbacks.checkpoint, checkpoints)
+    callbacks += [
+        Preemption(checkpoint=checkpoints / "last.ckpt"),
+        *build_checkpoints(config.callbacks.checkpoint, checkpoints),
+    ]
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=settings.devices,
@@ -143,6 +121,7 @@ def build_trainer(config: schema.TrainConfig, *, bytes_per_token: float) -> Buil
         deterministic=settings.deterministic,
         logger=build_loggers(config, folder),
         callbacks=callbacks,
+        plugins=[SafeCheckpointIO()] if config.strategy.name in ("single", "ddp") else None,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,

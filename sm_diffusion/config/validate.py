@@ -12,6 +12,10 @@ from pathlib import Path
 import torch
 
 from sm_diffusion.config import schema
+from sm_diffusion.config.build_sampler import sampler_problems
+from sm_diffusion.config.validate_hf import hf_problems
+from sm_diffusion.config.validate_strategy import strategy_problems
+from sm_diffusion.training.ckpt_store import exists
 from sm_diffusion.types import UserError
 
 Problems = Iterator[str]
@@ -25,9 +29,10 @@ def validate_train(config: schema.TrainConfig) -> None:
             *_soft_mask(config),
             *_objective(config),
             *_data(config.data),
+            *hf_problems(config),
             *_optim(config),
             *_trainer(config),
-            *_strategy(config),
+            *strategy_problems(config),
             *_batches(config),
             *_callbacks(config),
             *_logger(config.logger),
@@ -46,9 +51,33 @@ def validate_eval(config: schema.EvalConfig) -> None:
     if isinstance(config.evaluator, schema.PerplexityConfig):
         problems += _positive("evaluator.repeats", config.evaluator.repeats)
         problems += _positive("evaluator.max_sequences", config.evaluator.max_sequences)
+    problems += [*sampler_problems(config.sampler), *_generation(config)]
     if config.data is not None:
         problems += _data(config.data)
     _report(problems)
+
+
+def _generation(config: schema.EvalConfig) -> Problems:
+    match config.evaluator:
+        case schema.GenerativeConfig() as generative:
+            for key in ("num_samples", "length", "judge_tokens", "judge_batch_sequences", "mauve_references"):
+                yield from _positive(f"evaluator.{key}", vars(generative)[key])
+            for temperature in generative.temperatures:
+                if not temperature >= 0:
+                    yield f"evaluator.temperatures={generative.temperatures}: each must be >= 0"
+            if generative.mauve and not generative.mauve_seeds:
+                yield "evaluator.mauve_seeds=[]: give at least one seed of k-means, such as [25]"
+        case schema.ZeroShotConfig() as zero_shot:
+            yield from _positive("evaluator.max_sequences", zero_shot.max_sequences)
+            if not zero_shot.sources:
+                yield "evaluator.sources=[]: no corpora given; name data options or text files"
+            if config.devices > 1:
+                yield f"devices={config.devices}: evaluator=zero_shot runs in one process; set devices=1"
+
+
+def validate_data(data: schema.DataConfig) -> None:
+    """Raise UserError listing every problem of a corpus's settings."""
+    _report([*_data(data)])
 
 
 def validate_vocabulary(config: schema.TrainConfig, vocab_size: int) -> None:
@@ -116,8 +145,8 @@ def _soft_mask(config: schema.TrainConfig) -> Problems:
 def _objective(config: schema.TrainConfig) -> Problems:
     yield from _choice("schedule.name", config.schedule.name, ("log_linear", "linear", "cosine"))
     yield from _inside("schedule.eps", config.schedule.eps, 0, 0.5)
-    yield from _choice("objective.name", config.objective.name, ("mdlm",))
-    yield from _choice("objective.times", config.objective.times, ("stratified", "uniform"))
+    yield from _choice("objective.name", config.objective.name, ("mdlm", "sft"))
+    yield from _choice("objective.times", config.objective.times, ("stratified", "uniform", "first_row"))
     t_min, t_max = config.objective.t_min, config.objective.t_max
     if not 0 < t_min < t_max <= 1:
         yield f"objective.t_min={t_min}, objective.t_max={t_max}: must satisfy 0 < t_min < t_max <= 1"
@@ -128,6 +157,10 @@ def _data(data: schema.DataConfig) -> Problems:
     for key in ("length", "global_batch_sequences", "micro_batch_sequences", "eval_batch_sequences"):
         yield from _positive(f"data.{key}", vars(data)[key])
     yield from _positive("data.max_validation_sequences", data.max_validation_sequences)
+    if isinstance(data, schema.FileCorpusConfig):
+        for key in ("shard_documents", "shard_bytes"):
+            yield from _positive(f"data.{key}", vars(data)[key])
+        yield from _inside("data.max_fault_share", data.max_fault_share, 0, 1)
     if isinstance(data, schema.TextFilesConfig) and not data.paths:
         yield "data.paths=[]: no files given; set data.paths=[folder-or-glob,...]"
 
@@ -156,20 +189,6 @@ def _trainer(config: schema.TrainConfig) -> Problems:
     yield from _choice("trainer.accelerator", trainer.accelerator, ("auto", "cpu", "cuda"))
     if trainer.accelerator == "cuda" and not torch.cuda.is_available():
         yield "trainer.accelerator=cuda: this machine has no CUDA device; set trainer.accelerator=cpu"
-
-
-def _strategy(config: schema.TrainConfig) -> Problems:
-    strategy, world = config.strategy, config.trainer.devices * config.trainer.num_nodes
-    yield from _choice("strategy.name", strategy.name, ("single", "ddp"))
-    yield from _choice("strategy.backend", strategy.backend, ("auto", "gloo", "nccl"))
-    yield from _positive("strategy.timeout_seconds", strategy.timeout_seconds)
-    if strategy.name == "single" and world > 1:
-        yield f"strategy.name=single: cannot use {world} processes; set strategy=ddp or trainer.devices=1"
-    if strategy.name == "ddp" and strategy.find_unused_parameters is False and config.variant.name == "soft_masked":
-        yield (
-            "strategy.find_unused_parameters=false: steps without feedback leave the omegas without gradient and DDP "
-            "would hang; set strategy.find_unused_parameters=null"
-        )
 
 
 def _batches(config: schema.TrainConfig) -> Problems:
@@ -212,8 +231,11 @@ def _run_folder(config: schema.TrainConfig) -> Problems:
     if config.init_from is not None and not Path(config.init_from).exists():
         yield f"init_from={config.init_from}: no such file; train it first or give another checkpoint"
     if config.ckpt_path == "last":
-        if not (folder / "last.ckpt").exists():
+        if not exists(folder / "last.ckpt"):
             yield f"ckpt_path=last: {folder} holds no last.ckpt; leave ckpt_path out to start a new run"
+    elif config.ckpt_path == "auto":
+        if config.overwrite:
+            yield "overwrite=true: would delete what ckpt_path=auto continues; set one of them"
     elif config.ckpt_path is not None:
         if not Path(config.ckpt_path).exists():
             yield f"ckpt_path={config.ckpt_path}: no such file"

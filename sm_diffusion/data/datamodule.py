@@ -10,9 +10,11 @@ import lightning.pytorch as pl
 import torch.distributed
 
 from sm_diffusion.data.loader import EvalLoader, LoaderSettings, TrainLoader
-from sm_diffusion.data.prepare import CacheMeta, TokenCache, prepare_tokens
-from sm_diffusion.data.sampler import GlobalBatchSampler, eval_batches
+from sm_diffusion.data.prepare import CacheMeta, TokenCache
+from sm_diffusion.data.sampler import eval_batches
 from sm_diffusion.data.sources import TokenSource
+from sm_diffusion.data.storage import CachedTokens, Place, Storage
+from sm_diffusion.data.stream import StreamLoader
 from sm_diffusion.data.tokenizer import TextTokenizer
 from sm_diffusion.data.tokenizer_spec import TokenizerSpec, build_tokenizer
 
@@ -23,6 +25,7 @@ class TokenDataModule(pl.LightningDataModule):
 
     source: the documents.         tokenizer: how they become ids.     length: L, tokens of a sequence.
     loader: how batches are formed.     cache_dir: folder for prepared corpora and trained tokenizers.
+    storage: how the tokens are kept; None: one file a split (`prepare_tokens`), for corpora of megabytes.
 
     `prepare` needs no trainer and may run in any number of processes at once. The loaders shard themselves: Lightning
     leaves them alone, because they are no torch DataLoaders. They take the data-parallel rank and size from the
@@ -39,6 +42,7 @@ class TokenDataModule(pl.LightningDataModule):
         length: int,
         loader: LoaderSettings,
         cache_dir: str | Path,
+        storage: Storage | None = None,
     ) -> None:
         super().__init__()
         self._source = source
@@ -46,6 +50,7 @@ class TokenDataModule(pl.LightningDataModule):
         self._length = length
         self._loader = loader
         self._cache_dir = Path(cache_dir).expanduser()
+        self._storage = storage or CachedTokens(source)
         self._tokenizer: TextTokenizer | None = None
         self._cache: TokenCache | None = None
 
@@ -53,9 +58,7 @@ class TokenDataModule(pl.LightningDataModule):
         """Builds or opens tokenizer and cache; does nothing the second time."""
         if self._cache is None:
             self._tokenizer = build_tokenizer(self._spec, source=self._source, cache_dir=self._cache_dir)
-            self._cache = prepare_tokens(
-                source=self._source, tokenizer=self._tokenizer, length=self._length, cache_dir=self._cache_dir
-            )
+            self._cache = self._storage.open(self._place)
 
     def prepare_data(self) -> None:
         self.prepare()
@@ -80,6 +83,10 @@ class TokenDataModule(pl.LightningDataModule):
         return self._prepared.meta
 
     @property
+    def _place(self) -> Place:
+        return Place(tokenizer=self.tokenizer, length=self._length, cache_dir=self._cache_dir)
+
+    @property
     def _prepared(self) -> TokenCache:
         assert self._cache is not None, "call prepare() first"
         return self._cache
@@ -96,20 +103,10 @@ class TokenDataModule(pl.LightningDataModule):
         """Readable text of ids in [0, V)."""
         return self.tokenizer.decode(ids)
 
-    def train_dataloader(self) -> TrainLoader:
+    def train_dataloader(self) -> TrainLoader | StreamLoader:
         """A loader of `Batch` (ids_BL, rows_B = row in the global batch) with its own resumable state."""
         rank, world_size = self._rank_and_world_size()
-        table = self._prepared.train
-        limit = self._loader.max_train_sequences
-        sampler = GlobalBatchSampler(
-            num_sequences=len(table) if limit is None else min(limit, len(table)),
-            global_batch_sequences=self._loader.global_batch_sequences,
-            micro_batch_sequences=self._loader.micro_batch_sequences,
-            seed=self._loader.seed,
-            rank=rank,
-            world_size=world_size,
-        )
-        return TrainLoader(table=table, sampler=sampler, num_workers=self._loader.num_workers)
+        return self._storage.train_loader(self._place, self._prepared, self._loader, rank=rank, world_size=world_size)
 
     def val_dataloader(self) -> EvalLoader:
         """A loader of `Batch` (ids_BL, rows_B = index in the validation split), this rank's share."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sm_diffusion.data.prepare import TokenTable
+from sm_diffusion.data.prepare import SequenceTable
 from sm_diffusion.data.sampler import GlobalBatchSampler, IndexedRow
 from sm_diffusion.types import Batch, UserError
 
@@ -47,9 +47,9 @@ class LoaderSettings:
 
 
 class TokenRows(Dataset[Batch]):
-    """A `TokenTable` for the torch loader: a whole batch is read at once, with one copy."""
+    """A `SequenceTable` for the torch loader: a whole batch is read at once, with one copy."""
 
-    def __init__(self, table: TokenTable) -> None:
+    def __init__(self, table: SequenceTable) -> None:
         self._table = table
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _torch_loader(table: TokenTable, batches: Iterable[list[IndexedRow]], *, num_workers: int) -> DataLoader[Batch]:
+def _torch_loader(table: SequenceTable, batches: Iterable[list[IndexedRow]], *, num_workers: int) -> DataLoader[Batch]:
     """A torch loader over given batches. Its own generator keeps it from drawing from the global random stream."""
     return DataLoader(
         TokenRows(table),
@@ -90,7 +90,7 @@ class TrainLoader:
     table: training sequences.     sampler: the order.     num_workers: reader processes, 0 for none.
     """
 
-    def __init__(self, *, table: TokenTable, sampler: GlobalBatchSampler, num_workers: int) -> None:
+    def __init__(self, *, table: SequenceTable, sampler: GlobalBatchSampler, num_workers: int) -> None:
         self._table = table
         self._sampler = sampler
         self._num_workers = num_workers
@@ -132,14 +132,7 @@ class TrainLoader:
                     f"checkpoint: {what} changed: {name} was {state[name]} and is {now}: set it back to resume, or "
                     f"start a new run from the checkpoint's weights with init_from"
                 )
-        accumulation = self._sampler.accumulation
-        if state["micro_steps"] and state["accumulation"] != accumulation:
-            raise UserError(
-                f"checkpoint: it was written {state['micro_steps']} micro-steps into a global batch of "
-                f"{state['accumulation']}, which now has {accumulation}: resume with the same number of processes and "
-                f"data.micro_batch_sequences, or from a checkpoint between optimizer steps"
-            )
-        self._position = state["global_batches"] * accumulation + state["micro_steps"]
+        self._position = resumed_position(state, self._sampler.accumulation)
         self._current = None
 
     def _order(self) -> dict[str, int]:
@@ -151,10 +144,21 @@ class TrainLoader:
         }
 
 
+def resumed_position(state: dict[str, Any], accumulation: int) -> int:
+    """Micro-batches of this rank before a state. UserError inside a global batch that is now divided otherwise."""
+    if state["micro_steps"] and state["accumulation"] != accumulation:
+        raise UserError(
+            f"checkpoint: it was written {state['micro_steps']} micro-steps into a global batch of "
+            f"{state['accumulation']}, which now has {accumulation}: resume with the same number of processes and "
+            f"data.micro_batch_sequences, or from a checkpoint between optimizer steps"
+        )
+    return int(state["global_batches"] * accumulation + state["micro_steps"])
+
+
 class EvalLoader:
     """The same batches in the same order at every iteration."""
 
-    def __init__(self, *, table: TokenTable, batches: Sequence[list[IndexedRow]], num_workers: int) -> None:
+    def __init__(self, *, table: SequenceTable, batches: Sequence[list[IndexedRow]], num_workers: int) -> None:
         self._table = table
         self._batches = batches
         self._num_workers = num_workers

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import numpy as np
@@ -65,6 +65,16 @@ class CacheMeta:
     versions: dict[str, str]
 
 
+class SequenceTable(Protocol):
+    """Sequences by number, as loaders read them. Pickles without its content."""
+
+    length: int
+
+    def __len__(self) -> int: ...
+
+    def rows(self, indices: Sequence[int]) -> NDArray[np.int64]: ...
+
+
 class TokenTable:
     """The sequences of one split, memory-mapped: opening costs no memory, and processes share the pages.
 
@@ -101,8 +111,8 @@ class TokenCache:
     """A prepared corpus."""
 
     meta: CacheMeta
-    train: TokenTable
-    validation: TokenTable
+    train: SequenceTable
+    validation: SequenceTable
 
 
 def prepare_tokens(*, source: TokenSource, tokenizer: TextTokenizer, length: int, cache_dir: Path) -> TokenCache:

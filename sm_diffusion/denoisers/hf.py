@@ -7,7 +7,8 @@ readout all happen inside one `forward`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlamaForCausalLM, PretrainedConfig, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from sm_diffusion.denoisers.base import attention_flops, embed
+from sm_diffusion.denoisers.kv_store import KeyValueStore, Window
 from sm_diffusion.diffusion.contracts import Denoiser, DenoiserInput, Head, Mixing, Readout
 from sm_diffusion.diffusion.parameterization import Parameterization, Unconstrained
 from sm_diffusion.types import UserError
@@ -101,6 +103,8 @@ class HFDenoiser(Denoiser):
         self.parameterization = Unconstrained() if parameterization is None else parameterization
         self.checkpoint_blocks = checkpoint_blocks
         self.source = source
+        self.adapter: Any = None  # what `peft.attach` gave, where the configuration asked for one
+        self._window: Window | None = None
 
     def forward(
         self,
@@ -113,6 +117,8 @@ class HFDenoiser(Denoiser):
     ) -> Any:
         embeds_BLD = embed(self.lm.model.embed_tokens.weight, inputs, mixing)
         hidden_BLD = self.hidden_states(embeds_BLD, attention_mask_BL)
+        if self._window is not None:
+            hidden_BLD = self._window.spread(hidden_BLD)
         if self.shift_logits:
             hidden_BLD = shift_hidden(hidden_BLD, attention_mask_BL)
         return readout(hidden_BLD, Head(self.lm.lm_head.weight, self.lm.lm_head.bias, self.parameterization))
@@ -120,9 +126,11 @@ class HFDenoiser(Denoiser):
     def hidden_states(self, embeds_BLD: Tensor, attention_mask_BL: Tensor | None = None) -> Tensor:
         """Final-norm hidden states (B, L, D), not shifted; padding positions hold garbage that nothing reads.
 
+        Within `windowed`, those of the window's positions only, (R, W, D).
         UserError for sequences longer than the model's positions.
         """
-        batch, length, _ = embeds_BLD.shape
+        window = self._window
+        batch, length = embeds_BLD.shape[0], embeds_BLD.shape[1] if window is None else window.store.length
         limit = self.lm.config.max_position_embeddings
         if length > limit:
             raise UserError(f"a sequence of {length} tokens is too long: {self.source or 'the model'} takes {limit}")
@@ -131,15 +139,34 @@ class HFDenoiser(Denoiser):
         else:
             attention_mask_BL = attention_mask_BL.bool()
             positions_BL, mask_B11L = position_ids(attention_mask_BL), attention_mask_BL[:, None, None, :]
+        if window is not None:
+            positions_BL = positions_BL.gather(1, window.positions_RW)
         rotary = self.lm.model.rotary_emb(embeds_BLD, positions_BL)
         hidden_BLD = embeds_BLD
         for layer in self.lm.model.layers:
             if self.checkpoint_blocks and torch.is_grad_enabled():
                 hidden_BLD = checkpoint(_run_layer, layer, hidden_BLD, rotary, mask_B11L, use_reentrant=False)
             else:
-                hidden_BLD = _run_layer(layer, hidden_BLD, rotary, mask_B11L)
+                hidden_BLD = _run_layer(layer, hidden_BLD, rotary, mask_B11L, window)
         normed_BLD: Tensor = self.lm.model.norm(hidden_BLD)
         return normed_BLD
+
+    def new_store(self, num_rows: int, length: int) -> KeyValueStore:
+        """Room for the keys and values of `num_rows` rows."""
+        return KeyValueStore(num_rows, length)
+
+    @contextmanager
+    def windowed(self, store: KeyValueStore, rows_R: Tensor, positions_RW: Tensor) -> Iterator[None]:
+        """Within it, `forward` computes these positions (inputs of shape (R, W)), attends to the stored keys
+        and values of the other positions, and gives its readout (R, L, D), zeros elsewhere. The mask stays (R, L).
+
+        With `shift_logits` the window must hold the real left neighbour of every position that is read.
+        """
+        self._window = Window(store, rows_R, positions_RW)
+        try:
+            yield
+        finally:
+            self._window = None
 
     def input_embedding(self) -> nn.Module:
         embedding: nn.Module = self.lm.model.embed_tokens
@@ -159,8 +186,16 @@ class HFDenoiser(Denoiser):
         return config.num_hidden_layers * layer, 2 * width * config.vocab_size
 
 
-def _run_layer(layer: nn.Module, hidden_BLD: Tensor, rotary: tuple[Tensor, Tensor], mask_B11L: Tensor | None) -> Tensor:
-    out_BLD: Tensor = layer(hidden_BLD, attention_mask=mask_B11L, position_embeddings=rotary)
+def _run_layer(
+    layer: nn.Module,
+    hidden_BLD: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    mask_B11L: Tensor | None,
+    window: Window | None = None,
+) -> Tensor:
+    out_BLD: Tensor = layer(
+        hidden_BLD, attention_mask=mask_B11L, position_embeddings=rotary, past_key_values=window
+    )
     return out_BLD
 
 

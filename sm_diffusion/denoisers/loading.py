@@ -35,6 +35,7 @@ PINNED = {**dream.PINNED, **llada.PINNED}
 _DOWNLOAD = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 SHIFT_KEY = "smd_shift_logits"
 _SHOWN = 5
+_NO_WEIGHTS = ("soft_mask.safetensors",)  # the omegas, beside a merged model or an adapter
 
 
 class Backbone(NamedTuple):
@@ -93,7 +94,7 @@ def shard_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, as its index lists them."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
-        files = sorted(folder.glob("*.safetensors"))
+        files = [path for path in sorted(folder.glob("*.safetensors")) if path.name not in _NO_WEIGHTS]
         if not files:
             raise UserError(f"{folder} holds no *.safetensors file: only that format is read")
         return files

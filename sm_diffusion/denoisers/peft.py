@@ -111,7 +111,9 @@ def _inject(denoiser: HFDenoiser, config: LoraConfig, *, quantize: bool) -> Adap
     if quantize:
         quantize_4bit(denoiser.lm)
     config.base_model_name_or_path = None  # else peft warns that it renames it
-    peft_model = _import_peft().get_peft_model(denoiser.lm, config)
+    with warnings.catch_warnings():  # peft reads an attribute that transformers renames
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        peft_model = _import_peft().get_peft_model(denoiser.lm, config)
     peft_model.peft_config["default"].base_model_name_or_path = denoiser.source
     adapter = Adapter(denoiser, peft_model, fingerprint, quantize)
     strangers = [name for name in adapter.parameters() if "lora_" not in name]

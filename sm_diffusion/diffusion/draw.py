@@ -14,6 +14,7 @@ from torch import Tensor
 from sm_diffusion.diffusion import chunked
 from sm_diffusion.diffusion.contracts import Head, Readout
 from sm_diffusion.diffusion.readout import Summarize, scatter_memory
+from sm_diffusion.diffusion.scratch import Scratch
 from sm_diffusion.types import LogitsMemory, Memory
 
 _SLICE_ROWS = 32  # rows whose probabilities are held beside one chunk of logits
@@ -72,7 +73,7 @@ class Draw:
         confidence_M = torch.full((num_positions,), -torch.inf, dtype=torch.float64, device=device)
         union_N, num_drawn, first_remembered = self._order(num_positions, summarize, device)
         hidden_ND = hidden_BLD.reshape(num_positions, -1).index_select(0, union_N)
-        scratch = chunked.Scratch(head, hidden_ND)
+        scratch = Scratch(head, hidden_ND)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for rows, hidden_CD in scratch.chunks(hidden_ND):
             logits_CV = scratch.logits(hidden_CD)

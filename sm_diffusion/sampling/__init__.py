@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sm_diffusion.sampling.ancestral import Ancestral, FirstHitting
+from sm_diffusion.sampling.blockwise import Blockwise
+from sm_diffusion.sampling.cache import CacheScope, DualCache, PrefixCache
 from sm_diffusion.sampling.canvas import Canvas, blank, from_prompts, from_rows
 from sm_diffusion.sampling.categorical import MEASURES, TokenSampling
 from sm_diffusion.sampling.confidence import ConfidenceOrder, Origin, RandomOrder, Threshold, Timetable
@@ -38,11 +40,15 @@ __all__ = [
     "MEASURES",
     "POLICIES",
     "Ancestral",
+    "Blockwise",
+    "CacheScope",
     "Canvas",
     "ConfidenceOrder",
+    "DualCache",
     "FirstHitting",
     "Noise",
     "Origin",
+    "PrefixCache",
     "RandomOrder",
     "RemdmCap",
     "RemdmConf",

@@ -23,12 +23,15 @@ from sm_diffusion.diffusion.draw import Draw, Drawn
 from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.diffusion.schedule import NoiseSchedule
 from sm_diffusion.diffusion.soft_mask import ConstantStrength, StrengthSchedule
+from sm_diffusion.sampling.blockwise import Blockwise
+from sm_diffusion.sampling.cache import CacheRun, CacheScope, Pass, keep_old
 from sm_diffusion.sampling.canvas import Canvas
 from sm_diffusion.sampling.categorical import InverseCdf, MostProbable, SampleRule, TokenSampling
 from sm_diffusion.sampling.feedback import Feedback, feedback_of
 from sm_diffusion.sampling.noise import Noise, StepNoise
 from sm_diffusion.sampling.policy import Proposal, State, UnmaskPolicy
 from sm_diffusion.sampling.trajectory import STATES, Frame, Trajectory, make_frame
+from sm_diffusion.types import UserError
 
 Observer = Callable[[Frame], None]
 
@@ -61,6 +64,7 @@ class Sampler:
     reuse_unchanged_batch: the authors' cache. When no row changed since the last prediction, that prediction is used
                    again and not fed back. It ties a row's text to its neighbours and is meant for reproducing their
                    numbers; without it every step of a soft-masked row is a new prediction.
+    cache:         keys and values kept between steps, with a `Blockwise` policy; None: everything is computed anew.
     """
 
     def __init__(
@@ -73,7 +77,10 @@ class Sampler:
         schedule: NoiseSchedule | None = None,
         noise_removal: bool = True,
         reuse_unchanged_batch: bool = False,
+        cache: CacheScope | None = None,
     ) -> None:
+        if cache is not None and not isinstance(policy, Blockwise):
+            raise UserError("sampler.cache: caches follow blocks: set sampler.block_length, or sampler.cache to none")
         self.predictor = predictor
         self.policy = policy
         self.sampling = sampling or TokenSampling()
@@ -81,6 +88,7 @@ class Sampler:
         self.schedule = schedule
         self.noise_removal = noise_removal
         self.reuse_unchanged_batch = reuse_unchanged_batch
+        self.cache = cache
 
     def sample(
         self, canvas: Canvas, noise: Noise, *, record: bool = False, observe: Observer | None = None
@@ -117,6 +125,9 @@ class _Run:
             time_B=torch.ones(ids_BL.shape[0], dtype=torch.float64, device=ids_BL.device),
             step=0,
         )
+        self.cache: CacheRun | None = None
+        if sampler.cache is not None:
+            self.cache = CacheRun(sampler.cache, self.predictor, ids_BL, canvas.attention_mask_BL)
         self.feedback = feedback_of(self.predictor, ids_BL)
         self.consumed = self.feedback  # what the last prediction was fed
         self.stale = True  # the canvas changed since the last prediction, or there was none
@@ -160,19 +171,22 @@ class _Run:
         if len(rows_R) == 0:
             return None
         source = self.feedback if fresh else self.consumed
-        rule = self._rule(rows_R, proposal, uniform_BL, sampling or sampler.sampling)
-        drawn = self._run_rows(rows_R, proposal, source, remember_BL, rule)
-        self.forward_passes += 1
+        renewed = self.feedback
+        ids_BL = torch.zeros_like(self.state.ids_BL)
+        confidence_BL = torch.full_like(self.state.confidence_BL, -torch.inf)
+        for part in [Pass(rows_R)] if self.cache is None else self.cache.passes(rows_R, proposal.block_BL):
+            rule = self._rule(part.rows_R, proposal, uniform_BL, sampling or sampler.sampling)
+            drawn = self._run_rows(part, proposal, source, remember_BL, rule)
+            self.forward_passes += 1
+            ids_BL = ids_BL.index_copy(0, part.rows_R, drawn.ids_BL)
+            confidence_BL = confidence_BL.index_copy(0, part.rows_R, drawn.confidence_BL)
+            renewed = renewed.write(part.rows_R, keep_old(part, source.read(part.rows_R), drawn.memory))
         if fresh:
             self.nfe_B += rows_B
             self.consumed = source
-            self.feedback = self.feedback.write(rows_R, drawn.memory)
+            self.feedback = renewed
             self.stale = False
-        return Drawn(
-            torch.zeros_like(self.state.ids_BL).index_copy(0, rows_R, drawn.ids_BL),
-            torch.full_like(self.state.confidence_BL, -torch.inf).index_copy(0, rows_R, drawn.confidence_BL),
-            None,
-        )
+        return Drawn(ids_BL, confidence_BL, None)
 
     def _rule(self, rows_R: Tensor, proposal: Proposal, uniform_BL: Tensor, sampling: TokenSampling) -> SampleRule:
         length = self.state.ids_BL.shape[1]
@@ -181,22 +195,27 @@ class _Run:
         return SampleRule(sampling, drawer, proposal.measure, full_M)
 
     def _run_rows(
-        self, rows_R: Tensor, proposal: Proposal, source: Feedback, remember_BL: Tensor, rule: SampleRule
+        self, part: Pass, proposal: Proposal, source: Feedback, remember_BL: Tensor, rule: SampleRule
     ) -> Drawn:
+        rows_R, remember_RL = part.rows_R, remember_BL[part.rows_R]
+        if part.renewed_RL is not None:
+            remember_RL = remember_RL & part.renewed_RL
         readout = Draw(
             proposal.draw_BL[rows_R].flatten().nonzero().squeeze(1),
             rule,
-            remember=self.predictor.remember_at(remember_BL[rows_R].flatten().nonzero().squeeze(1)),
+            remember=self.predictor.remember_at(remember_RL.flatten().nonzero().squeeze(1)),
         )
         schedule, mask_BL, time_R = self.sampler.schedule, self.attention_mask_BL, proposal.time_B[rows_R]
-        out: Any = self.predictor(
-            self.state.ids_BL[rows_R],
-            source.read(rows_R),
-            readout,
-            sigma_B=None if schedule is None else schedule.sigma(time_R).float(),
-            attention_mask_BL=None if mask_BL is None else mask_BL[rows_R],
-            strength=self._strength(time_R),
-        )
+        conditions: dict[str, Any] = {
+            "sigma_B": None if schedule is None else schedule.sigma(time_R).float(),
+            "attention_mask_BL": None if mask_BL is None else mask_BL[rows_R],
+            "strength": self._strength(time_R),
+        }
+        ids_RL, memory = self.state.ids_BL[rows_R], source.read(rows_R)
+        if self.cache is None:
+            out: Any = self.predictor(ids_RL, memory, readout, **conditions)
+        else:
+            out = self.cache.predict(part, ids_RL, memory, readout, **conditions)
         assert isinstance(out, Drawn)
         return out
 

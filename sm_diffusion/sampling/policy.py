@@ -45,6 +45,7 @@ class Proposal(NamedTuple):
                None: all, and then no other position needs the head of the network.
     measure:   the confidence of a drawn token, or None.
     drawer:    how a token is drawn; None: inverse CDF with the step's uniform numbers.
+    block_BL:  bool, open positions of each row's current block, for caches; None: the policy has no blocks.
     """
 
     time_B: Tensor
@@ -53,6 +54,7 @@ class Proposal(NamedTuple):
     choose: Callable[[Tensor], Tensor] | None = None
     measure: Measure | None = None
     drawer: Drawer | None = None
+    block_BL: Tensor | None = None
 
 
 class UnmaskPolicy(ABC):

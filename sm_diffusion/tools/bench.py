@@ -11,8 +11,13 @@ EXAMPLES = """
 smd bench train --json bench.json
 smd bench train --vocab 28 --width 96 --length 64 --batch 32
 smd bench sample --json bench.json
+smd bench data --megabytes 10
 """
-BENCHMARKS = {"train": "sm_diffusion.tools.bench_train", "sample": "sm_diffusion.tools.bench_sample"}
+BENCHMARKS = {
+    "train": "sm_diffusion.tools.bench_train",
+    "sample": "sm_diffusion.tools.bench_sample",
+    "data": "sm_diffusion.tools.bench_data",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

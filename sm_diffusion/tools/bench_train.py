@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sm_diffusion.denoisers.dit import DiT, DiTShape
-from sm_diffusion.diffusion import chunked, mixing
+from sm_diffusion.diffusion import mixing, scratch
 from sm_diffusion.diffusion.contracts import Head
 from sm_diffusion.diffusion.objective import MDLMObjective
 from sm_diffusion.diffusion.parameterization import NEGATIVE, Subs
@@ -122,7 +122,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         raise RuntimeError(f"the plain and the chunked loss disagree: {first}")
     ms = interleaved_ms(steps, repeats=args.repeats)
     # What the chunked steps keep between uses is theirs, too.
-    kept = chunked.kept_bytes() / 1e6
+    kept = scratch.kept_bytes() / 1e6
     mb = {name: peak_mb(step) + (0.0 if name == "plain" else kept) for name, step in steps.items()}
     results: dict[str, Any] = {f"{name}_ms": ms[name] for name in steps}
     results |= {f"{name}_peak_mb": mb[name] for name in steps}

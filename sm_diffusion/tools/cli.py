@@ -18,7 +18,9 @@ from sm_diffusion.types import UserError
 
 COMMANDS = {
     "config": "sm_diffusion.tools.config_cmd",
+    "prepare": "sm_diffusion.tools.prepare",
     "plan": "sm_diffusion.tools.plan",
+    "convert": "sm_diffusion.tools.convert",
     "run": "sm_diffusion.tools.run",
     "table": "sm_diffusion.tools.table",
     "plot": "sm_diffusion.tools.plots",

@@ -24,8 +24,15 @@ smd config --check-all
 """
 PROGRAMS = ("train", "eval")
 CHECKED_GROUPS = ("model", "variant", "data", "strategy")
+EVALUATION_GROUPS = ("evaluator", "sampler", "hydra")  # not groups of conf/train.yaml
 # What an option leaves for the user to say, filled so that the rest of it can be checked.
-STAND_INS = {"data=text_files": ("data.paths=[README.md]",), "logger=wandb": ("logger.wandb=offline",)}
+STAND_INS = {
+    "data=text_files": ("data.paths=[README.md]",),
+    "data=chat_files": ("data.paths=[chat.jsonl]",),
+    "data=dream_chat_files": ("data.paths=[chat.jsonl]",),
+    "logger=wandb": ("logger.wandb=offline",),
+    **{f"peft={name}": ("model=qwen2_tiny",) for name in ("lora_r16", "dora_r16", "qlora_r16")},
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,13 +143,14 @@ def groups_text(root: Path) -> str:
 
 
 def shipped(root: Path) -> Iterator[list[str]]:
-    """Overrides of everything that ships: model x variant x data x strategy, every other option, every row."""
+    """Overrides of everything that ships: model x data, variant x strategy, every other option, every row."""
     groups = group_options(root / "conf")
-    axes = [[f"{group}={path.stem}" for path in groups.get(group, [])] for group in CHECKED_GROUPS]
-    for options in itertools.product(*(axis for axis in axes if axis)):
-        yield list(options)
+    for pair in (("model", "data"), ("variant", "strategy")):
+        axes = [[f"{group}={path.stem}" for path in groups[group]] for group in pair if groups.get(group)]
+        for options in itertools.product(*axes) if axes else ():
+            yield list(options)
     for group, files in groups.items():
-        if group not in (*CHECKED_GROUPS, "evaluator"):
+        if group not in (*CHECKED_GROUPS, *EVALUATION_GROUPS):
             yield from ([f"{group}={path.stem}"] for path in files)
     for name in list_experiments(root / "experiments"):
         yield from ([f"experiments={name}/{row}"] for row in load_experiment(name, root / "experiments").rows)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sm_diffusion.tools.units import duration, human, human_bytes
 from sm_diffusion.types import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ EXAMPLES = """
 smd plan model=dit_169m trainer=owt_continuation data.length=1024 data.global_batch_sequences=512 --vocab 50258
 smd plan model=dit_1b model.activation_checkpointing=true data.micro_batch_sequences=8 --devices 8
 smd plan experiments=quickstart/continue_sm --accelerator A100 --mfu 0.3
+smd plan model=dream_7b peft=dora_r16 strategy=single objective=sft data=dream_chat_files data.paths=[chat.jsonl]
 """
 # Dense bf16 peak, TFLOP/s, from the vendor's data sheets (SXM form, no sparsity).
 PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0}
@@ -127,7 +129,7 @@ def activation_bytes(shape: ActivationShape) -> int:
 
 def logits_chunk_bytes(vocab_size: int, num_positions: int, device_type: str) -> int:
     """The float32 buffer that one chunk of logits after another is written to; its columns are padded."""
-    from sm_diffusion.diffusion.chunked import GROUP, chunk_rows
+    from sm_diffusion.diffusion.scratch import GROUP, chunk_rows
 
     rows = min(chunk_rows(vocab_size, device_type), num_positions)
     return FLOAT32 * rows * (math.ceil(vocab_size / GROUP) * GROUP)
@@ -219,20 +221,6 @@ def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int)
 # --------------------------------------------------------------------------------------------------------- printing
 
 
-def human(value: float) -> str:
-    """1.23e+15 -> 1.23 P, with k M G T P E."""
-    for unit in ("", "k", "M", "G", "T", "P", "E", "Z"):
-        if abs(value) < 1000 or unit == "Z":
-            return f"{value:.3g} {unit}".strip() if unit else f"{value:.3g}"
-        value /= 1000
-    raise AssertionError("unreachable")
-
-
-def human_bytes(value: float) -> str:
-    """In MiB or GiB."""
-    return f"{value / 2**30:,.2f} GiB" if value >= 2**30 else f"{value / 2**20:,.1f} MiB"
-
-
 def plan_text(plan: Plan, *, accelerator: str, mfu: float, num_devices: int) -> str:
     """The plan as people read it, about 30 lines of at most 110 columns."""
     parameters, flops = plan.parameters, plan.flops
@@ -250,11 +238,17 @@ def plan_text(plan: Plan, *, accelerator: str, mfu: float, num_devices: int) -> 
         *arithmetic_text(plan.activations),
         f"time at {mfu:.0%} of the bf16 peak (MFU), {num_devices} device{'s' if num_devices > 1 else ''}",
     ]
+    return "\n".join([*lines, *times_text(plan.total_flops, accelerator=accelerator, mfu=mfu, num_devices=num_devices)])
+
+
+def times_text(flops: float, *, accelerator: str, mfu: float, num_devices: int) -> list[str]:
+    """A line for every known accelerator."""
+    lines = []
     for name, peak in PEAK_TFLOPS.items():
-        time = days(plan.total_flops, peak_tflops=peak, mfu=mfu, num_devices=num_devices)
+        time = days(flops, peak_tflops=peak, mfu=mfu, num_devices=num_devices)
         chosen = "  <- --accelerator" if name == accelerator else ""
         lines.append(f"  {name:<6} {peak:>6,.0f} TFLOP/s   {duration(time)}{chosen}")
-    return "\n".join(lines)
+    return lines
 
 
 def arithmetic_text(shape: ActivationShape) -> list[str]:
@@ -269,14 +263,6 @@ def arithmetic_text(shape: ActivationShape) -> list[str]:
     ]
 
 
-def duration(days_: float) -> str:
-    """Days, or hours, or minutes, or seconds: whichever is at least 1."""
-    for value, unit in ((days_, "days"), (days_ * 24, "hours"), (days_ * 1440, "minutes")):
-        if value >= 1:
-            return f"{value:,.3g} {unit}"
-    return f"{days_ * 86_400:,.3g} seconds"
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
     parser.add_argument("--vocab", type=int, help="vocabulary size, mask included, instead of the tokenizer's")
@@ -286,6 +272,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from sm_diffusion.config import schema
     from sm_diffusion.tools.config_cmd import compose_and_validate
 
     if not 0 < args.mfu <= 1:
@@ -296,6 +283,13 @@ def run(args: argparse.Namespace) -> int:
     num_devices = config.trainer.devices * config.trainer.num_nodes if args.devices is None else args.devices
     if num_devices < 1:
         raise UserError(f"--devices {num_devices}: give at least 1")
-    plan = make_plan(config, vocab=args.vocab, on_gpu=config.trainer.accelerator != "cpu", num_devices=num_devices)
+    on_gpu = config.trainer.accelerator != "cpu"
+    if isinstance(config.model, schema.HFConfig):
+        from sm_diffusion.tools import plan_hf
+
+        backbone = plan_hf.make_plan(config, vocab=args.vocab, on_gpu=on_gpu, num_devices=num_devices)
+        print(plan_hf.plan_text(backbone, accelerator=args.accelerator, mfu=args.mfu, num_devices=num_devices))
+        return 0
+    plan = make_plan(config, vocab=args.vocab, on_gpu=on_gpu, num_devices=num_devices)
     print(plan_text(plan, accelerator=args.accelerator, mfu=args.mfu, num_devices=num_devices))
     return 0

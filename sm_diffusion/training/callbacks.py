@@ -14,7 +14,9 @@ from torch import Tensor
 from sm_diffusion.evaluation.perplexity import TokenNLL, perplexity_metrics
 from sm_diffusion.training.ema import ExponentialMovingAverage
 from sm_diffusion.training.module import DiffusionModule
-from sm_diffusion.types import LossOutput, UserError
+from sm_diffusion.training.preemption import stop_all
+from sm_diffusion.training.sharding import local_part, reshard
+from sm_diffusion.types import LossOutput
 
 
 class EMACallback(Callback):
@@ -58,9 +60,11 @@ class EMACallback(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.ema is not None:
+            reshard(pl_module)
             self.ema.swap_in()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        reshard(pl_module)  # a forward without backward leaves gathered weights behind
         if self.ema is not None:
             self.ema.swap_out()
 
@@ -193,7 +197,7 @@ class ComputeMeter(Callback):
             "compute/forward_passes": float(self.forward_passes),
             "compute/tokens": float(self.steps * self.tokens_per_step),
             "compute/flops": self.flops,
-        } | {name: float(value.detach()) for name, value in pl_module.scalars().items()}
+        } | pl_module.scalar_values()
         for logger in trainer.loggers:
             logger.log_metrics(self.interval, step=trainer.global_step)
 
@@ -250,7 +254,7 @@ class NonFiniteGuard(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         # A finite loss can still have given an update that ruined the weights.
-        finite = torch.stack([parameter.isfinite().all() for parameter in pl_module.parameters()]).all()
+        finite = torch.stack([local_part(weight.detach()).isfinite().all() for weight in pl_module.parameters()]).all()
         if self._first_bad is not None and not finite:
             self._first_bad = torch.full_like(self._first_bad, trainer.global_step)
         self._check(trainer)
@@ -265,7 +269,8 @@ class NonFiniteGuard(Callback):
             return
         saved = sorted(self.checkpoint_dir.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
         last = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
-        raise UserError(
+        stop_all(
             f"step {bad}: the training loss or the weights are not finite; {last}; "
-            "continue from it with a lower optim.lr, or set optim.clip_norm"
+            "continue from it with a lower optim.lr, or set optim.clip_norm",
+            rank=trainer.global_rank,
         )

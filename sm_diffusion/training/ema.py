@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from sm_diffusion.training.sharding import local_part, placed_like
+
 
 class ExponentialMovingAverage:
     """shadow <- d shadow + (1 - d) weight, with d = min(decay, (1 + n) / (10 + n)) at update n = 1, 2, ...
@@ -26,9 +28,9 @@ class ExponentialMovingAverage:
         """Move the shadow towards the current weights; call once an optimizer step."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(
-            list(self.shadow.values()), [p.detach() for p in self.parameters.values()], 1.0 - decay
-        )
+        shards = [local_part(value) for value in self.shadow.values()]  # elementwise: no communication
+        weights = [local_part(parameter.detach()) for parameter in self.parameters.values()]
+        torch._foreach_lerp_(shards, weights, 1.0 - decay)
 
     @torch.no_grad()
     def swap_in(self) -> None:
@@ -54,4 +56,4 @@ class ExponentialMovingAverage:
         self.num_updates = int(state["num_updates"])  # type: ignore[call-overload]
         shadow: dict[str, Tensor] = state["shadow"]  # type: ignore[assignment]
         for name, value in self.shadow.items():
-            value.copy_(shadow[name])
+            value.copy_(placed_like(shadow[name], value))

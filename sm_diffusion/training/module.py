@@ -9,12 +9,15 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from sm_diffusion.diffusion.objective import Objective
 from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.training import rng
 from sm_diffusion.training.optim import OptimSettings, make_optimizer
-from sm_diffusion.types import Batch, Draws, LossOutput
+from sm_diffusion.training.sharding import reshard, whole
+from sm_diffusion.training.strategies import ShardedStrategy
+from sm_diffusion.types import Batch, Draws, LossOutput, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,16 @@ class DiffusionModule(L.LightningModule, ABC):
     def scalars(self) -> dict[str, torch.Tensor]:
         """Learned scalars to log, by name."""
 
+    def scalar_values(self) -> dict[str, float]:
+        """`scalars` as numbers. All ranks must call it: sharded omegas are gathered."""
+        reshard(self)
+        return {name: float(whole(value.detach())) for name, value in self.scalars().items()}
+
+    def configure_model(self) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardedStrategy):
+            strategy.shard(self.predictor)
+
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Batch, Draws]:
         """Draw this batch's random numbers while its row indices are still on the CPU."""
         rows, length = batch.rows_B.tolist(), batch.ids_BL.shape[1]
@@ -90,9 +103,38 @@ class DiffusionModule(L.LightningModule, ABC):
     def validation_step(self, batch: tuple[Batch, Draws], batch_idx: int) -> LossOutput:  # type: ignore[override]
         return self.objective(self.predictor, *batch, feedback=self.validation_feedback)
 
+    def on_train_start(self) -> None:
+        """A resumed run keeps its optimiser's moments and its step, and takes the learning rates configured now."""
+        for entry in self.trainer.lr_scheduler_configs:
+            scheduler = entry.scheduler
+            assert isinstance(scheduler, LambdaLR)
+            groups = scheduler.optimizer.param_groups
+            scheduler.base_lrs = [self.optim.omega_lr if g["name"] == "omegas" else self.optim.lr for g in groups]
+            for group, peak, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+                group["initial_lr"] = peak
+                group["lr"] = peak * factor(scheduler.last_epoch)
+
     def configure_optimizers(self) -> Any:
         optimizer, scheduler = make_optimizer(self.predictor, self.optim)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # Under bf16-mixed Lightning refuses to clip with a fused optimiser, for a loss scale that bf16 does not have.
+        if gradient_clip_val:
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            torch.nn.utils.clip_grad_norm_(weights, gradient_clip_val)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sm_diffusion"] = self.provenance
+        checkpoint["micro_steps"] = self.trainer.accumulate_grad_batches
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        then, now = checkpoint.get("micro_steps"), self.trainer.accumulate_grad_batches
+        if then is not None and then != now:  # Lightning counts micro-batches: its counters would be off
+            world = self.trainer.world_size
+            raise UserError(
+                f"data.micro_batch_sequences: the checkpoint took {then} micro-steps an optimizer step, this run "
+                f"{now}; set data.micro_batch_sequences={self.noise.global_batch_sequences // world // then}"
+            )

@@ -70,7 +70,8 @@ class ProgressLine(Callback):
         ]
         if self.metrics.latest:
             parts.append(f"val ppl {self.metrics.latest['val/ppl']:.3f}")
-        scalars = [f"{float(value.detach()):.3g}" for value in pl_module.scalars().values()]
+        # As last logged: sharded omegas cannot be read on one rank alone.
+        scalars = [f"{value:.3g}" for name, value in self.meter.interval.items() if name.startswith("omega/")]
         if scalars:
             parts.append("omega " + " ".join(scalars))
         return "  ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 import re
@@ -11,11 +12,17 @@ import pytest
 
 from sm_diffusion.config import build
 from sm_diffusion.config.programs import train
+from sm_diffusion.config.schema import HFConfig
 from sm_diffusion.config.store import CONF, ROOT, compose_config
 from sm_diffusion.config.validate import validate_train
+from sm_diffusion.types import UserError
 from tests.helpers.runs import write_corpus
 
-GROUPS = ("variant", "soft_mask", "objective", "schedule", "optim", "trainer", "strategy", "logger", "callbacks")
+GROUPS = (
+    *("variant", "soft_mask", "objective", "schedule", "optim"),
+    *("trainer", "strategy", "logger", "callbacks", "peft"),
+)
+RUN_GROUPS = ("variant", "soft_mask", "optim", "objective", "peft")
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 DATA = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
 ROWS = sorted(
@@ -23,12 +30,29 @@ ROWS = sorted(
     for path in (ROOT / "experiments").rglob("*.yaml")
     if path.stem != "experiment"
 )
+OWN_FILES = ("text_files", "chat_files", "dream_chat_files")
+SHRINK_DIT = ["model.width=16", "model.num_blocks=1", "model.num_heads=2", "model.cond_width=8"]
+# Published backbones run with random weights of their architecture: nothing is downloaded.
+SHRINK_HF = [
+    "model.path=null",
+    "model.shape.vocab_size=0",
+    "model.shape.width=16",
+    "model.shape.ffn_width=24",
+    "model.shape.num_layers=1",
+    "model.shape.num_heads=2",
+    "model.shape.num_key_heads=1",
+]
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
 @pytest.fixture(autouse=True)
 def _logged_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+
+
+def needed(choice: str) -> list[str]:
+    """What an option cannot do without: adapters need a backbone of transformers."""
+    return ["model=qwen2_tiny"] if choice.startswith("peft=") and choice != "peft=none" else []
 
 
 def compose_valid(tmp_path: Path, *overrides: str) -> None:
@@ -39,12 +63,17 @@ def compose_valid(tmp_path: Path, *overrides: str) -> None:
 
 @pytest.mark.parametrize(("model", "data"), itertools.product(MODELS, DATA))
 def test_models_and_corpora(tmp_path: Path, model: str, data: str) -> None:
-    compose_valid(tmp_path, f"model={model}", f"data={data}", *(["data.paths=[x]"] if data == "text_files" else []))
+    compose_valid(tmp_path, f"model={model}", f"data={data}", *(["data.paths=[x]"] if data in OWN_FILES else []))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_options(tmp_path: Path, group: str, option: str) -> None:
-    compose_valid(tmp_path, f"{group}={option}")
+    if option.startswith("deepspeed"):  # composes everywhere, is valid on CUDA with the package only
+        assert compose_config("train", [f"{group}={option}"]).strategy.name == "deepspeed"
+        with pytest.raises(UserError, match=r"strategy\.name=deepspeed"):
+            compose_valid(tmp_path, f"{group}={option}", "trainer.accelerator=cpu")
+        return
+    compose_valid(tmp_path, f"{group}={option}", *needed(f"{group}={option}"))
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -52,7 +81,7 @@ def test_experiment_rows(tmp_path: Path, row: str) -> None:
     compose_valid(tmp_path, f"experiments={row}")
 
 
-RUNS = [f"model={m}" for m in MODELS] + [f"{g}={o}" for g, o in OPTIONS if g in ("variant", "soft_mask", "optim")]
+RUNS = [f"model={m}" for m in MODELS] + [f"{g}={o}" for g, o in OPTIONS if g in RUN_GROUPS]
 RUNS += [f"experiments={row}" for row in ROWS]
 
 
@@ -62,11 +91,15 @@ def test_two_steps_at_a_shrunken_size(tmp_path_factory: pytest.TempPathFactory, 
     corpus = root / "corpus"
     if not corpus.exists():
         write_corpus(corpus)
-    shrink = ["model.width=16", "model.num_blocks=1", "model.num_heads=2", "model.cond_width=8"]
+    if choice.startswith("peft=qlora") and importlib.util.find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed")
+    chosen = compose_config("train", [choice, *needed(choice)]).model
+    shrink = SHRINK_HF if isinstance(chosen, HFConfig) else SHRINK_DIT
     config = compose_config(
         "train",
         [
             choice,
+            *needed(choice),
             "debug=two_steps",
             *shrink,
             f"output_dir={root / re.sub('[^a-z0-9_]', '-', choice)}",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,10 +14,13 @@ from typing import TYPE_CHECKING
 
 from sm_diffusion.data.loader import LoaderSettings
 from sm_diffusion.data.sources import Document, TokenSource
+from sm_diffusion.data.tokenizer import ByteTokenizer
 from sm_diffusion.data.tokenizer_spec import TokenizerSpec
 
 if TYPE_CHECKING:
+    from sm_diffusion.data.corpus import FileCorpus
     from sm_diffusion.data.datamodule import TokenDataModule
+    from sm_diffusion.data.sharded import ShardPreparer
 
 BYTES = TokenizerSpec(kind="byte")
 LOADER = LoaderSettings(
@@ -87,3 +92,74 @@ def one_line(error: BaseException) -> str:
     message = str(error)
     assert "\n" not in message, message
     return message
+
+
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+
+
+def document(number: int) -> str:
+    """A text that no other number has, 8 to 40 words long."""
+    return f"document {number} says " + " ".join(WORDS[(number * 7 + place) % 10] for place in range(6 + number % 30))
+
+
+def write_parquet(path: Path, records: Sequence[dict[str, object]], *, row_group: int = 5) -> Path:
+    """A parquet file in the hub's layout, with small row groups."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(list(records)), path, row_group_size=row_group)
+    return path
+
+
+def write_jsonl(path: Path, records: Sequence[object]) -> Path:
+    """One JSON value a line; bytes are written as they are; .gz compresses."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [record if isinstance(record, bytes) else json.dumps(record).encode() for record in records]
+    raw = b"".join(line + b"\n" for line in lines)
+    path.write_bytes(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
+    return path
+
+
+def write_openwebtext(folder: Path, *, files: int = 3, documents: int = 20) -> Path:
+    """The layout of Skylion007/openwebtext: plain_text/train-0000i-of-0000n.parquet with one column."""
+    for number in range(files):
+        rows = [{"text": document(number * documents + place)} for place in range(documents)]
+        write_parquet(folder / "plain_text" / f"train-{number:05d}-of-{files:05d}.parquet", rows)
+    return folder
+
+
+def file_corpus(folder: Path | str, *, record_filter: dict[str, object] | None = None, **changes: object) -> FileCorpus:
+    """A corpus of a local folder: parquet and jsonl, the last 10 records for validation, 10 rows a shard."""
+    from sm_diffusion.data.corpus import CorpusFiles, FileCorpus
+    from sm_diffusion.data.filters import RecordFilter
+    from sm_diffusion.data.hub import LocalFolder
+
+    own = {name: changes.pop(name) for name in ("deduplicate", "add_eos") if name in changes}
+    files = {
+        "train_files": ("*train*.parquet", "*.jsonl", "*.gz"),
+        "validation_documents": 10,
+        "slice_rows": 10,
+        "slice_bytes": 500,
+    }
+    return FileCorpus(
+        name="tiny",
+        location=LocalFolder(str(folder)),
+        files=CorpusFiles(**{**files, **changes}),  # type: ignore[arg-type]
+        record_filter=RecordFilter(**{"text_field": "text", **(record_filter or {})}),  # type: ignore[arg-type]
+        **own,  # type: ignore[arg-type]
+    )
+
+
+def shard_preparer(corpus: FileCorpus, cache_dir: Path, *, max_fault_share: float = 1.0) -> ShardPreparer:
+    """Bytes, length 16."""
+    from sm_diffusion.data.sharded import ShardPreparer
+
+    return ShardPreparer(
+        source=corpus, tokenizer=ByteTokenizer(), length=16, cache_dir=cache_dir, max_fault_share=max_fault_share
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder but duplicates' working files."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}

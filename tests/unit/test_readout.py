@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sm_diffusion.diffusion import chunked
+from sm_diffusion.diffusion import chunked, scratch
 from sm_diffusion.diffusion.contracts import Head
 from sm_diffusion.diffusion.parameterization import Parameterization, Subs, Unconstrained
 from sm_diffusion.diffusion.readout import NegLogLikelihood, PlainNegLogLikelihood, PlainSummarize, Summarize
@@ -37,7 +37,7 @@ def gradients(readout: NegLogLikelihood, hidden_BLD: Tensor, head: Head, upstrea
 def test_nll_equals_its_plain_twin(
     monkeypatch: pytest.MonkeyPatch, vocab_size: int, bias: bool, chunk: int
 ) -> None:
-    monkeypatch.setattr(chunked, "chunk_rows", lambda *_: chunk)
+    monkeypatch.setattr(scratch, "chunk_rows", lambda *_: chunk)
     hidden_BLD, head = make(vocab_size, bias=bias, scale=1.0)
     positions_N = torch.tensor([0, 3, 4, 8, 11, 17])
     targets_N = torch.randint(0, vocab_size - 1, (6,))
@@ -113,7 +113,7 @@ def test_summary_equals_its_plain_twin(
     head = Head(weight_VD, torch.randperm(vocab_size, generator=generator) / vocab_size, parameterization)
     positions_N = torch.tensor([1, 2, 5, 17])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunked, "chunk_rows", lambda *_: chunk)
+        patch.setattr(scratch, "chunk_rows", lambda *_: chunk)
         patch.setattr(chunked, "prefers_columns", lambda *_: columns)
         ours = Summarize(positions_N, top_k=top_k)(hidden_BLD, head)
     plain = PlainSummarize(positions_N, top_k=top_k)(hidden_BLD, head)
@@ -163,3 +163,15 @@ def test_no_tensor_of_all_logits_is_ever_allocated() -> None:
     largest = max(sizes)
     assert largest <= 2**26, "a chunk may take the CPU's scratch budget at most"
     assert largest < rows * vocab_size * 4 / 1.2
+
+
+def test_a_buffer_made_in_inference_mode_serves_training() -> None:
+    hidden_BLD, head = make(400, bias=True, scale=1.0)
+    positions_N, targets_N = torch.arange(18), torch.randint(0, 399, (18,))
+    readout = NegLogLikelihood(positions_N, targets_N, torch.ones(18))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scratch._POOL, "buffers", [], raising=False)
+        with torch.inference_mode():
+            evaluated = readout(hidden_BLD, head).total
+        readout(hidden_BLD, head).total.backward()
+        torch.testing.assert_close(evaluated, readout(hidden_BLD, head).total)

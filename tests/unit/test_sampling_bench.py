@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sm_diffusion.diffusion import chunked
+from sm_diffusion.diffusion import scratch
 from sm_diffusion.tools import bench_sample
 
 
 def test_bench_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(chunked, "chunk_rows", lambda *_: 16)
+    monkeypatch.setattr(scratch, "chunk_rows", lambda *_: 16)
     parser = argparse.ArgumentParser()
     bench_sample.add_arguments(parser)
     out = tmp_path / "bench.json"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sm_diffusion.diffusion import chunked
+from sm_diffusion.diffusion import scratch
 from sm_diffusion.diffusion.contracts import Head
 from sm_diffusion.diffusion.draw import Draw
 from sm_diffusion.diffusion.parameterization import Subs
@@ -114,7 +114,7 @@ def test_measures() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 3, 1000])
 def test_draw_equals_separate_readouts(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(chunked, "chunk_rows", lambda *_: chunk)
+    monkeypatch.setattr(scratch, "chunk_rows", lambda *_: chunk)
     vocab_size, hidden_BLD = 131, torch.randn(2, 9, 16)
     head = Head(torch.randn(vocab_size, 16), torch.randn(vocab_size), Subs(vocab_size - 1))
     drawn_N, kept_N = torch.tensor([0, 4, 5, 11, 17]), torch.tensor([2, 4, 9, 11, 12, 16])

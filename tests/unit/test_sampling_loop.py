@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sm_diffusion.denoisers.dit import DiT, DiTShape
-from sm_diffusion.diffusion import chunked, mixing
+from sm_diffusion.diffusion import mixing, scratch
 from sm_diffusion.diffusion.parameterization import Subs
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
 from sm_diffusion.diffusion.schedule import LogLinear
@@ -235,7 +235,7 @@ def test_trajectory_is_serialisable_and_tells_every_state() -> None:
 
 def test_no_tensor_of_all_logits_is_ever_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     vocab_size, rows, length = 5_000, 4, 64
-    monkeypatch.setattr(chunked, "chunk_rows", lambda *_: 32)
+    monkeypatch.setattr(scratch, "chunk_rows", lambda *_: 32)
     sizes: list[int] = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

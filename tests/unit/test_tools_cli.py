@@ -41,7 +41,7 @@ def test_unknown_or_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["rnu"])
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("error: rnu: no such command; choose one of: config, plan, run")
+    assert capsys.readouterr().err.startswith("error: rnu: no such command; choose one of: config, prepare, plan,")
     assert cli.main([]) == 2
 
 

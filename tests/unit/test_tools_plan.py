@@ -11,9 +11,9 @@ from sm_diffusion.config.build import build_denoiser
 from sm_diffusion.config.schema import DiTConfig, TokenizerConfig
 from sm_diffusion.denoisers.dit import DiT, DiTShape
 from sm_diffusion.diffusion import mixing
-from sm_diffusion.diffusion.chunked import Scratch
 from sm_diffusion.diffusion.contracts import Head
 from sm_diffusion.diffusion.parameterization import Subs
+from sm_diffusion.diffusion.scratch import Scratch
 from sm_diffusion.tools import cli, plan
 from sm_diffusion.tools.config_cmd import compose_and_validate
 from sm_diffusion.types import UserError

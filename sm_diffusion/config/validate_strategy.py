@@ -1,0 +1,105 @@
+"""What combines with what across processes: strategy, variant, EMA, checkpoints, precision, devices."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+import torch
+
+from sm_diffusion.config import schema
+
+NAMES = ("single", "ddp", "fsdp", "deepspeed")
+BACKENDS = ("auto", "gloo", "nccl")
+DTYPES = ("float32", "bfloat16")
+LAYOUTS = ("consolidated", "sharded")
+
+
+def strategy_problems(config: schema.TrainConfig) -> Iterator[str]:
+    """One line for each problem: key=value: what is wrong; what to set instead."""
+    strategy, trainer = config.strategy, config.trainer
+    on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.cuda.is_available())
+    for key, choices in (
+        ("name", NAMES),
+        ("backend", BACKENDS),
+        ("gather_dtype", ("auto", *DTYPES)),
+        ("reduce_dtype", DTYPES),
+    ):
+        if vars(strategy)[key] not in choices:
+            yield f"strategy.{key}={vars(strategy)[key]}: unknown; choose one of {', '.join(choices)}"
+    if not strategy.timeout_seconds > 0:
+        yield f"strategy.timeout_seconds={strategy.timeout_seconds}: must be positive"
+    yield from _processes(config, on_cpu=on_cpu)
+    yield from _ignored(config)
+    yield from _checkpoints(config)
+    if strategy.name == "deepspeed":
+        yield from _deepspeed(config, on_cpu=on_cpu)
+
+
+def _processes(config: schema.TrainConfig, *, on_cpu: bool) -> Iterator[str]:
+    strategy, trainer = config.strategy, config.trainer
+    world = trainer.devices * trainer.num_nodes
+    if strategy.name == "single" and world > 1:
+        yield f"strategy.name=single: cannot use {world} processes; set strategy=ddp or trainer.devices=1"
+    if on_cpu and strategy.backend == "nccl":
+        yield "strategy.backend=nccl: needs GPUs; set strategy.backend=gloo or trainer.accelerator=cuda"
+    if not on_cpu and trainer.devices > torch.cuda.device_count():
+        yield (
+            f"trainer.devices={trainer.devices}: this machine has {torch.cuda.device_count()} GPUs; "
+            f"set trainer.devices={torch.cuda.device_count()}"
+        )
+    if strategy.name == "ddp" and strategy.find_unused_parameters is False and config.variant.name == "soft_masked":
+        yield (
+            "strategy.find_unused_parameters=false: steps without feedback leave the omegas without gradient and DDP "
+            "would hang; set strategy.find_unused_parameters=null"
+        )
+
+
+def _ignored(config: schema.TrainConfig) -> Iterator[str]:
+    """Settings that the chosen strategy would not read."""
+    strategy = config.strategy
+    if strategy.find_unused_parameters is not None and strategy.name != "ddp":
+        yield (
+            f"strategy.find_unused_parameters={strategy.find_unused_parameters}: only ddp reads it; "
+            "set strategy.find_unused_parameters=null"
+        )
+    if strategy.cpu_offload and strategy.name not in ("fsdp", "deepspeed"):
+        yield f"strategy.cpu_offload=true: {strategy.name} cannot offload; set strategy=fsdp_offload, or false"
+    if strategy.gather_dtype != "auto" and strategy.name != "fsdp":
+        yield f"strategy.gather_dtype={strategy.gather_dtype}: only fsdp reads it; set strategy.gather_dtype=auto"
+    if strategy.name == "fsdp" and strategy.gather_dtype == "bfloat16" and config.trainer.precision == "32-true":
+        yield (
+            "strategy.gather_dtype=bfloat16: trainer.precision=32-true computes in float32; "
+            "set trainer.precision=bf16-mixed or strategy.gather_dtype=auto"
+        )
+
+
+def _checkpoints(config: schema.TrainConfig) -> Iterator[str]:
+    layout = config.callbacks.checkpoint.layout
+    if layout not in LAYOUTS:
+        yield f"callbacks.checkpoint.layout={layout}: unknown; choose one of {', '.join(LAYOUTS)}"
+    elif layout == "sharded" and config.strategy.name != "fsdp":
+        yield (
+            f"callbacks.checkpoint.layout=sharded: strategy.name={config.strategy.name} writes one file; "
+            "set strategy=fsdp or callbacks.checkpoint.layout=consolidated"
+        )
+
+
+def _deepspeed(config: schema.TrainConfig, *, on_cpu: bool) -> Iterator[str]:
+    strategy = config.strategy
+    if importlib.util.find_spec("deepspeed") is None:
+        yield "strategy.name=deepspeed: not installed; pip install 'sm-diffusion[scale]', or set strategy=fsdp"
+    if strategy.zero_stage not in (1, 2, 3):
+        yield f"strategy.zero_stage={strategy.zero_stage}: choose 1, 2 or 3"
+    if on_cpu:
+        yield "strategy.name=deepspeed: Lightning runs it on GPUs only; set strategy=fsdp_cpu or strategy=ddp_cpu"
+    if config.callbacks.ema.enabled and strategy.zero_stage == 3:
+        yield (
+            "callbacks.ema.enabled=true: ZeRO-3 leaves no weights on a rank to average; "
+            "set callbacks.ema.enabled=false, or strategy=fsdp, which averages shards"
+        )
+    if config.ckpt_path is not None:
+        yield (
+            f"ckpt_path={config.ckpt_path}: DeepSpeed runs are continued by their weights only; "
+            "set init_from=..., or strategy=fsdp"
+        )

@@ -1,0 +1,115 @@
+"""Conversations on disk, their cache, and padded batches that know neither ranks nor workers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sm_diffusion.data.chat import ChatFiles, PlainChat
+from sm_diffusion.data.chat_cache import ChatEvalLoader, ChatTrainLoader, Padding, as_rows, prepare_chat
+from sm_diffusion.data.chat_collate import ChatSample
+from sm_diffusion.data.loader import EvalLoader, TrainLoader
+from sm_diffusion.data.python_chat import functions_of
+from sm_diffusion.data.sampler import GlobalBatchSampler, eval_batches
+from sm_diffusion.data.tokenizer import ByteTokenizer
+from sm_diffusion.types import Batch, UserError
+from tests.helpers.chats import write_chats
+
+SAMPLES = [ChatSample(list(range(1, 6 + n)), 3) for n in range(12)]
+
+
+def loader(rank: int = 0, world_size: int = 1, micro: int = 1) -> ChatTrainLoader:
+    sampler = GlobalBatchSampler(
+        num_sequences=12,
+        global_batch_sequences=4,
+        micro_batch_sequences=micro,
+        seed=0,
+        rank=rank,
+        world_size=world_size,
+    )
+    return ChatTrainLoader(TrainLoader(table=as_rows(SAMPLES), sampler=sampler, num_workers=0), Padding(0, True, 5))
+
+
+def same(a: Batch, b: Batch) -> bool:
+    assert a.maskable_BL is not None
+    assert b.maskable_BL is not None
+    pairs = ((a.ids_BL, b.ids_BL), (a.rows_B, b.rows_B), (a.maskable_BL, b.maskable_BL))
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_batches_do_not_depend_on_the_number_of_processes() -> None:
+    one = list(loader())
+    two = [list(loader(rank, 2)) for rank in (0, 1)]
+    merged = [batch for pair in zip(*two, strict=True) for batch in pair]
+    assert len(one) == len(merged) == 12
+    by_row = [sorted(part, key=lambda batch: int(batch.rows_B)) for part in (one[:4], merged[:4])]
+    assert all(same(a, b) for a, b in zip(*by_row, strict=True))
+    assert len({batch.ids_BL.shape[1] for batch in one}) > 1, "the padding is random"
+
+
+def test_a_resumed_loader_goes_on_where_it_was() -> None:
+    whole = loader()
+    expected = list(itertools.chain(whole, whole))
+    first = loader()
+    taken = list(itertools.islice(first, 7))
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    rest = list(itertools.chain(second, second))
+    assert all(same(a, b) for a, b in zip(expected[:7] + expected[7:], taken + rest, strict=False))
+
+
+def test_prompts_are_kept_and_padding_is_maskable() -> None:
+    batches = eval_batches(num_sequences=12, max_sequences=None, batch_sequences=5, rank=0, world_size=1)
+    inner = EvalLoader(table=as_rows(SAMPLES), batches=batches, num_workers=0)
+    batch = next(iter(ChatEvalLoader(inner, Padding(0, True, 5))))
+    assert batch.maskable_BL is not None
+    assert not batch.maskable_BL[:, :3].any()
+    assert batch.maskable_BL[:, 3:].all()
+    assert batch.ids_BL.shape[1] % 8 == 0
+
+
+def test_cache_counts_and_is_opened_again(tmp_path: Path) -> None:
+    path = write_chats(tmp_path / "chats.jsonl")
+    with path.open("a") as file:
+        file.write(json.dumps({"messages": [{"role": "user", "content": "no answer"}]}) + "\n")
+    tokenizer = PlainChat(ByteTokenizer())
+    settings = {"tokenizer": tokenizer, "max_tokens": 96, "min_response_tokens": 5, "cache_dir": tmp_path / "cache"}
+    source = ChatFiles(paths=[str(path)], messages_field="messages", validation_fraction=0.2)
+    cache = prepare_chat(source=source, **settings)
+    kept = sum(split.sequences for split in cache.meta.splits.values())
+    assert kept + sum(split.dropped for split in cache.meta.splits.values()) == 61
+    assert kept == 60
+    again = prepare_chat(source=source, **settings)
+    assert again.meta == cache.meta
+    row = again.train.rows([0])[0]
+    text = tokenizer.decode(row[2 : 2 + row[0]].tolist())
+    assert text.startswith("user: ")
+    assert "\nassistant: def " in text
+    assert text.endswith("<|endoftext|>")
+    assert tokenizer.decode(row[2 : 2 + row[1]].tolist()).endswith("assistant: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"line 1: not JSON"),
+        ("[]", r"line 1: no field 'messages': set data.messages_field"),
+        ('{"messages": "x"}', r'messages must be a list of \{"role": text, "content": text\}'),
+    ],
+)
+def test_bad_lines(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "bad.jsonl").write_text(line + "\n")
+    source = ChatFiles(paths=[str(tmp_path / "bad.jsonl")], messages_field="messages", validation_fraction=0.2)
+    with pytest.raises(UserError, match=message):
+        list(source.conversations("train"))
+
+
+def test_functions_become_requests_and_answers() -> None:
+    documented = 'def f(a, b=1):\n    """Add two numbers.\n\n    More."""\n    c = a + b\n    return c\n'
+    (chat,) = functions_of(f"{documented}\ndef g():\n    pass\n", "module.py")
+    assert chat.messages[0]["content"] == "def f(a, b=1): Add two numbers."
+    assert chat.messages[1]["content"] == "c = a + b\nreturn c"

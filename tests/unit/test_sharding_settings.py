@@ -1,0 +1,84 @@
+"""Which strategy settings combine, and what is said of those that do not."""
+
+from __future__ import annotations
+
+import importlib.util
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+
+from sm_diffusion.config.store import compose_config
+from sm_diffusion.config.strategy import build_strategy
+from sm_diffusion.config.validate_strategy import strategy_problems
+from sm_diffusion.training.preemption import lost_process
+from sm_diffusion.training.strategies import ReplicatedStrategy, ShardedStrategy
+from sm_diffusion.types import UserError
+
+
+def problems(*overrides: str) -> list[str]:
+    return list(strategy_problems(compose_config("train", ["trainer.accelerator=cpu", *overrides])))
+
+
+@pytest.mark.parametrize("strategy", ["single", "ddp_cpu", "fsdp_cpu"])
+def test_shipped_strategies_are_accepted(strategy: str) -> None:
+    devices = 1 if strategy == "single" else 2
+    assert problems(f"strategy={strategy}", f"trainer.devices={devices}") == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["strategy.name=zero"], "strategy.name=zero: unknown; choose one of single, ddp, fsdp, deepspeed"),
+        (["trainer.devices=2"], "set strategy=ddp or trainer.devices=1"),
+        (["strategy=ddp", "strategy.backend=nccl"], "set strategy.backend=gloo"),
+        (["strategy=ddp_cpu", "strategy.find_unused_parameters=false"], "DDP would hang"),
+        (["strategy=fsdp_cpu", "strategy.find_unused_parameters=true"], "only ddp reads it"),
+        (["strategy=ddp_cpu", "strategy.cpu_offload=true"], "ddp cannot offload"),
+        (["strategy=ddp_cpu", "strategy.gather_dtype=bfloat16"], "only fsdp reads it"),
+        (["strategy=fsdp_cpu", "strategy.gather_dtype=bfloat16", "trainer.precision=32-true"], "computes in float32"),
+        (["strategy=ddp_cpu", "callbacks.checkpoint.layout=sharded"], "ddp writes one file; set strategy=fsdp"),
+        (["callbacks.checkpoint.layout=tar"], "choose one of consolidated, sharded"),
+        (["strategy.timeout_seconds=0"], "must be positive"),
+        (["strategy=deepspeed_zero3"], "set callbacks.ema.enabled=false"),
+        (["strategy=deepspeed_zero2"], "runs it on GPUs only"),
+        (["strategy=deepspeed_zero2", "strategy.zero_stage=4"], "choose 1, 2 or 3"),
+        (["strategy=deepspeed_zero2", "ckpt_path=last"], "continued by their weights only"),
+    ],
+)
+def test_what_does_not_combine_is_named_with_a_remedy(overrides: list[str], expected: str) -> None:
+    found = problems(*overrides)
+    assert any(expected in line for line in found), found
+    assert all("\n" not in line for line in found)
+
+
+def test_built_strategies_carry_their_settings() -> None:
+    common = ["trainer.accelerator=cpu", "trainer.devices=2", "strategy.timeout_seconds=7"]
+    fsdp = build_strategy(compose_config("train", ["strategy=fsdp_cpu", "trainer.precision=bf16-mixed", *common]))
+    assert isinstance(fsdp, ShardedStrategy)
+    assert fsdp.settings.gather_dtype == torch.bfloat16
+    assert fsdp.settings.reduce_dtype == torch.float32
+    assert (fsdp._data_parallel_size, fsdp._tensor_parallel_size) == (2, 1)
+    ddp = build_strategy(compose_config("train", ["strategy=ddp_cpu", *common]))
+    assert isinstance(ddp, ReplicatedStrategy)
+    for built in (fsdp, ddp):
+        assert built._timeout == timedelta(seconds=7)
+    assert build_strategy(compose_config("train", [])) == "auto"
+
+
+def test_deepspeed_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"not installed; pip install 'sm-diffusion\[scale\]'"):
+        build_strategy(compose_config("train", ["strategy=deepspeed_zero2"]))
+
+
+def test_a_lost_process_is_explained_and_other_errors_are_not(tmp_path: Path) -> None:
+    lost = RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:1\nmore")
+    found = lost_process(lost, rank=3, checkpoint=tmp_path / "last.ckpt", timeout_seconds=5)
+    assert found is not None
+    assert str(found).startswith("rank 3: another process of the run has ended or hangs")
+    assert "no checkpoint was written yet" in str(found)
+    assert "\n" not in str(found)
+    other = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    assert lost_process(other, rank=0, checkpoint=tmp_path, timeout_seconds=5) is None
