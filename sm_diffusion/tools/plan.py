@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from sm_diffusion.tools import plan_scale
+from sm_diffusion.tools.plan_memory import (
+    BFLOAT16,
+    FLOAT32,
+    ActivationShape,
+    Parameters,
+    activation_bytes,
+    arithmetic_text,
+    logits_chunk_bytes,
+    state_bytes,
+)
 from sm_diffusion.tools.units import duration, human, human_bytes
 from sm_diffusion.types import UserError
 
@@ -18,8 +29,9 @@ if TYPE_CHECKING:
 HELP = "parameters, FLOPs, memory and days of a configuration, before running it"
 EXAMPLES = """
 smd plan model=dit_169m trainer=owt_continuation data.length=1024 data.global_batch_sequences=512 --vocab 50258
-smd plan model=dit_1b model.activation_checkpointing=true data.micro_batch_sequences=8 --devices 8
-smd plan experiments=quickstart/continue_sm --accelerator A100 --mfu 0.3
+smd plan model=dit_1b strategy=fsdp model.activation_checkpointing=true data.micro_batch_sequences=8 --devices 8
+smd plan model=dit_169m data=openwebtext --vocab 50258 --devices 8 --tokens 26e9 --price 2.5
+smd plan experiments=quickstart/sm_updates --accelerator A100 --mfu 0.3
 smd plan model=dream_7b peft=dora_r16 strategy=single objective=sft data=dream_chat_files data.paths=[chat.jsonl]
 """
 # Dense bf16 peak, TFLOP/s, from the vendor's data sheets (SXM form, no sparsity).
@@ -27,24 +39,9 @@ PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0}
 # Vocabularies of well-known hub tokenizers, the mask included.
 HUB_VOCABULARIES = dict.fromkeys(("gpt2", "openai-community/gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"), 50258)
 FIXED_VOCABULARIES = {"char": 28, "byte": 258}
-FLOAT32, BFLOAT16 = 4, 2
 
 
 # ------------------------------------------------------------------------------------------------------- arithmetic
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """total, and of it: embedding and head (vocabulary x width each), norms and head bias in `other`."""
-
-    total: int
-    embedding: int
-    head: int
-
-    @property
-    def non_embedding(self) -> int:
-        """All that is neither the input embedding nor the head's matrix."""
-        return self.total - self.embedding - self.head
 
 
 @dataclass(frozen=True)
@@ -77,62 +74,6 @@ def training_flops(
     forward = blocks + masked_share * head
     extra = p_sm * forward
     return Flops(forward, 3 * forward + extra + (blocks if recompute_blocks else 0), extra)
-
-
-def state_bytes(parameters: Parameters, *, ema: bool, mixed: bool) -> dict[str, int]:
-    """Bytes that do not depend on the batch: float32 weights, gradients, AdamW's two moments, EMA; under autocast the
-    bfloat16 copies of the matrices, kept from forward to backward."""
-    count = parameters.total
-    parts = {
-        "weights (float32)": FLOAT32 * count,
-        "gradients (float32)": FLOAT32 * count,
-        "AdamW moments (2 x float32)": 2 * FLOAT32 * count,
-    }
-    if ema:
-        parts["EMA (float32)"] = FLOAT32 * count
-    if mixed:
-        parts["bf16 copies of the matrices"] = BFLOAT16 * (count - parameters.embedding)
-    # The chunked loss makes the head's gradient in the forward pass, and scales a copy of it in the backward pass.
-    parts["head gradient made forward"] = FLOAT32 * parameters.head
-    return parts
-
-
-def block_activation_bytes(width: int, *, mixed: bool, mask_bytes: int) -> int:
-    """Bytes one position keeps in one DiT block for the backward pass.
-
-    Float32 whatever the precision, 4 x width: the two norms' inputs and outputs (the residual stream). In the
-    precision of the matrices, 18 x width: inputs of the four matrices (1 + 1 + 1 + 4), GELU's input (4), qkv (3),
-    rotated q and k (2), two gated branches (2). mask_bytes, 2 x width: the two dropout masks.
-    """
-    return width * (4 * FLOAT32 + 18 * (BFLOAT16 if mixed else FLOAT32) + 2 * mask_bytes)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActivationShape:
-    """What decides the activations of a DiT."""
-
-    num_blocks: int
-    width: int
-    num_positions: int  # micro-batch sequences x length
-    mixed: bool
-    mask_bytes: int  # an element of a dropout mask: 0 without dropout, 1 on CUDA, that of its values on the CPU
-    recompute: bool
-
-
-def activation_bytes(shape: ActivationShape) -> int:
-    """Of all blocks and positions. With recomputation: each block's input, and one block at a time in full."""
-    one = block_activation_bytes(shape.width, mixed=shape.mixed, mask_bytes=shape.mask_bytes)
-    if shape.recompute:
-        return shape.num_positions * (shape.num_blocks * FLOAT32 * shape.width + one)
-    return shape.num_positions * shape.num_blocks * one
-
-
-def logits_chunk_bytes(vocab_size: int, num_positions: int, device_type: str) -> int:
-    """The float32 buffer that one chunk of logits after another is written to; its columns are padded."""
-    from sm_diffusion.diffusion.scratch import GROUP, chunk_rows
-
-    rows = min(chunk_rows(vocab_size, device_type), num_positions)
-    return FLOAT32 * rows * (math.ceil(vocab_size / GROUP) * GROUP)
 
 
 def days(flops: float, *, peak_tflops: float, mfu: float, num_devices: int) -> float:
@@ -171,16 +112,40 @@ class Plan:
     flops: Flops
     tokens: int
     steps: int
-    memory: Mapping[str, int]
+    memory: Mapping[str, float]
     activations: ActivationShape
+    layout: plan_scale.Layout
+    step: plan_scale.Step
+
+    @property
+    def total_bytes(self) -> float:
+        return sum(self.memory.values())
 
     @property
     def total_flops(self) -> float:
         return self.flops.training * self.tokens
 
 
+def dit_layout(shape: DiTShape, *, mixed: bool, strategy: schema.StrategyConfig) -> plan_scale.Layout:
+    """All is trained, in float32; under autocast blocks are gathered in bfloat16, as `strategy.gather_dtype` says."""
+    total = shape.num_parameters()
+    root = replace(shape, num_blocks=0).num_parameters()
+    half = strategy.gather_dtype == "bfloat16" or (strategy.gather_dtype == "auto" and mixed)
+    return plan_scale.Layout(
+        blocks=total - root,
+        num_blocks=shape.num_blocks,
+        root=root,
+        trained_blocks=total - root,
+        trained_root=root,
+        gather_bytes=BFLOAT16 if half else FLOAT32,
+        root_bytes=FLOAT32,
+        reduce_bytes=BFLOAT16 if strategy.reduce_dtype == "bfloat16" else FLOAT32,
+        gradient_bytes=FLOAT32,
+    )
+
+
 def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int) -> Plan:
-    """config: schema.TrainConfig. num_devices: data-parallel processes, each with all the weights."""
+    """config: schema.TrainConfig. num_devices: data-parallel processes."""
     from sm_diffusion.config import schema
     from sm_diffusion.config.build import build_objective, dit_shape
     from sm_diffusion.config.build_data import micro_batch_sequences
@@ -215,14 +180,20 @@ def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int)
     memory["activations (estimate)"] = activation_bytes(shape)
     masked = max(1, math.ceil(share * shape.num_positions))
     memory["one chunk of logits"] = logits_chunk_bytes(size, masked, "cuda" if on_gpu else "cpu")
-    return Plan(size, parameters, flops, steps * tokens_per_step, steps, memory, shape)
+    if on_gpu:
+        memory["CUDA context (assumed)"] = plan_scale.CONTEXT_BYTES
+    layout = dit_layout(network, mixed=mixed, strategy=config.strategy)
+    strategy = plan_scale.strategy_key(config.strategy)
+    step = plan_scale.step_of(config, num_devices=num_devices, micro_batch=micro, p_sm=p_sm)
+    parts = plan_scale.on_each_device(memory, layout, strategy=strategy, num_devices=num_devices)
+    return Plan(size, parameters, flops, steps * tokens_per_step, steps, parts, shape, layout, step)
 
 
 # --------------------------------------------------------------------------------------------------------- printing
 
 
-def plan_text(plan: Plan, *, accelerator: str, mfu: float, num_devices: int) -> str:
-    """The plan as people read it, about 30 lines of at most 110 columns."""
+def plan_text(plan: Plan, *, report: Sequence[str]) -> str:
+    """The plan as people read it, about 40 lines of at most 110 columns. report: what holds for any network."""
     parameters, flops = plan.parameters, plan.flops
     lines = [
         f"parameters            {parameters.total:,} at vocabulary {plan.vocab_size:,}",
@@ -234,11 +205,10 @@ def plan_text(plan: Plan, *, accelerator: str, mfu: float, num_devices: int) -> 
         f"run                   {plan.steps:,} steps, {human(plan.tokens)} tokens, {human(plan.total_flops)}FLOP",
         "memory a device",
         *(f"  {part:<30} {human_bytes(size):>12}" for part, size in plan.memory.items()),
-        f"  {'sum':<30} {human_bytes(sum(plan.memory.values())):>12}",
+        f"  {'sum':<30} {human_bytes(plan.total_bytes):>12}",
         *arithmetic_text(plan.activations),
-        f"time at {mfu:.0%} of the bf16 peak (MFU), {num_devices} device{'s' if num_devices > 1 else ''}",
     ]
-    return "\n".join([*lines, *times_text(plan.total_flops, accelerator=accelerator, mfu=mfu, num_devices=num_devices)])
+    return "\n".join([*lines, *report])
 
 
 def times_text(flops: float, *, accelerator: str, mfu: float, num_devices: int) -> list[str]:
@@ -251,15 +221,16 @@ def times_text(flops: float, *, accelerator: str, mfu: float, num_devices: int) 
     return lines
 
 
-def arithmetic_text(shape: ActivationShape) -> list[str]:
-    """How the estimate of the activations comes about."""
-    size = BFLOAT16 if shape.mixed else FLOAT32
-    one = block_activation_bytes(shape.width, mixed=shape.mixed, mask_bytes=shape.mask_bytes)
-    masks = f", dropout masks {2 * shape.mask_bytes} x width" if shape.mask_bytes else ""
-    kept = f"4 x width, and one block in full ({one:,})" if shape.recompute else f"{one:,}"
+def report_lines(plan: Any, config: Any, args: argparse.Namespace, total_bytes: Callable[[int], float]) -> list[str]:
+    """What fits, what is sent, how long it takes and what it costs. plan: a Plan, or that of a pretrained backbone."""
+    num_devices, flops = plan.step.num_devices, plan.total_flops
+    chosen = days(flops, peak_tflops=PEAK_TFLOPS[args.accelerator], mfu=args.mfu, num_devices=num_devices)
     return [
-        f"  activations: {shape.num_positions:,} positions x {shape.num_blocks} blocks x {kept} bytes",
-        f"    a block in full: residual stream 16 x width, matrices {18 * size} x width{masks}",
+        *plan_scale.fit_text(total_bytes, accelerator=args.accelerator, memory_gb=args.memory),
+        *plan_scale.traffic_text(plan.layout, plan.step, chosen=plan_scale.strategy_key(config.strategy)),
+        f"time at {args.mfu:.0%} of the bf16 peak (MFU), {num_devices} device{'s' if num_devices > 1 else ''}",
+        *times_text(flops, accelerator=args.accelerator, mfu=args.mfu, num_devices=num_devices),
+        *plan_scale.cost_text(chosen, num_devices=num_devices, price=args.price),
     ]
 
 
@@ -267,29 +238,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
     parser.add_argument("--vocab", type=int, help="vocabulary size, mask included, instead of the tokenizer's")
     parser.add_argument("--accelerator", choices=sorted(PEAK_TFLOPS), default="H100", help="default: H100")
+    parser.add_argument("--memory", type=float, metavar="GB", help="of a device, instead of the accelerator's")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that is reached, default 0.4")
     parser.add_argument("--devices", type=int, help="data-parallel devices; default: the configuration's")
+    parser.add_argument("--tokens", type=float, help="train for so many tokens, for example 26e9")
+    parser.add_argument("--price", type=float, help="of a device and hour, in your currency")
 
 
-def run(args: argparse.Namespace) -> int:
-    from sm_diffusion.config import schema
-    from sm_diffusion.tools.config_cmd import compose_and_validate
-
+def check_arguments(args: argparse.Namespace) -> None:
     if not 0 < args.mfu <= 1:
         raise UserError(f"--mfu {args.mfu}: give a share in (0, 1], for example 0.4")
     if args.vocab is not None and args.vocab < 2:
         raise UserError(f"--vocab {args.vocab}: give at least 2, the mask included")
-    config = compose_and_validate("train", args.overrides)
-    num_devices = config.trainer.devices * config.trainer.num_nodes if args.devices is None else args.devices
-    if num_devices < 1:
-        raise UserError(f"--devices {num_devices}: give at least 1")
-    on_gpu = config.trainer.accelerator != "cpu"
-    if isinstance(config.model, schema.HFConfig):
-        from sm_diffusion.tools import plan_hf
+    for name, example in (("devices", "1"), ("tokens", "26e9"), ("price", "2.5"), ("memory", "80")):
+        value = getattr(args, name)
+        if value is not None and not (math.isfinite(value) and value > 0 and (name != "devices" or value >= 1)):
+            raise UserError(f"--{name} {value:g}: give at least 1" if name == "devices" else
+                            f"--{name} {value:g}: give a positive number, for example {example}")
 
-        backbone = plan_hf.make_plan(config, vocab=args.vocab, on_gpu=on_gpu, num_devices=num_devices)
-        print(plan_hf.plan_text(backbone, accelerator=args.accelerator, mfu=args.mfu, num_devices=num_devices))
-        return 0
-    plan = make_plan(config, vocab=args.vocab, on_gpu=on_gpu, num_devices=num_devices)
-    print(plan_text(plan, accelerator=args.accelerator, mfu=args.mfu, num_devices=num_devices))
+
+def run(args: argparse.Namespace) -> int:
+    from sm_diffusion.config import schema
+    from sm_diffusion.tools import plan_hf
+    from sm_diffusion.tools.config_cmd import compose_and_validate
+
+    check_arguments(args)
+    config = compose_and_validate("train", args.overrides)
+    if args.tokens is not None:
+        tokens_per_step = config.data.global_batch_sequences * config.data.length
+        config.trainer.max_steps, config.trainer.max_flops = math.ceil(args.tokens / tokens_per_step), None
+    num_devices = config.trainer.devices * config.trainer.num_nodes if args.devices is None else args.devices
+    on_gpu = config.trainer.accelerator != "cpu"
+    maker, text = make_plan, plan_text
+    if isinstance(config.model, schema.HFConfig):
+        maker, text = plan_hf.make_plan, plan_hf.plan_text
+
+    def planned(changed: Any) -> Any:
+        return maker(changed, vocab=args.vocab, on_gpu=on_gpu, num_devices=num_devices)
+
+    def total_bytes(sequences: int) -> float:
+        return planned(plan_scale.with_micro_batch(config, sequences)).total_bytes
+
+    plan = planned(config)
+    print(text(plan, report=report_lines(plan, config, args, total_bytes)))
     return 0

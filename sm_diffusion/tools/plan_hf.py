@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sm_diffusion.tools.plan import BFLOAT16, FLOAT32, Flops, logits_chunk_bytes, times_text, vocabulary
+from sm_diffusion.tools import plan_scale
+from sm_diffusion.tools.plan import Flops, vocabulary
+from sm_diffusion.tools.plan_memory import BFLOAT16, FLOAT32, logits_chunk_bytes
 from sm_diffusion.tools.units import human, human_bytes
 from sm_diffusion.types import UserError
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
 
 # NF4 with double quantisation (arXiv 2305.14314, section 3): 4 bits, and 0.127 of constants, a parameter.
 NF4_BITS = 4.127
-CUDA_CONTEXT_BYTES = 2**30  # assumed: context, libraries and workspaces
 LIMIT_BYTES = 40e9  # "fits 40 GB"
 
 
@@ -137,6 +138,8 @@ class HFPlan:
     steps: int
     positions_per_step: int
     memory: Mapping[str, tuple[float, str]]
+    layout: plan_scale.Layout
+    step: plan_scale.Step
 
     @property
     def total_flops(self) -> float:
@@ -156,7 +159,7 @@ def padded_positions(data: schema.DataConfig) -> int:
 
 
 def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int) -> HFPlan:
-    """config: schema.TrainConfig with an HFConfig. num_devices: data-parallel processes, each with all the weights."""
+    """config: schema.TrainConfig with an HFConfig. num_devices: data-parallel processes."""
     from sm_diffusion.config import schema
     from sm_diffusion.config.build import build_objective
     from sm_diffusion.config.build_data import micro_batch_sequences
@@ -172,10 +175,48 @@ def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int)
     backward = forward if peft.kind != "none" else 2 * forward  # frozen matrices need no gradient of their own
     recomputed = blocks if model.activation_checkpointing else 0
     flops = Flops(forward, forward + backward + recomputed + p_sm * forward, p_sm * forward)
-    positions = max(1, micro_batch_sequences(data, num_devices)) * length
+    micro = max(1, micro_batch_sequences(data, num_devices))
+    positions = micro * length
     trainable = numbers.adapter_parameters(peft) or numbers.parameters
     memory = memory_parts(config, numbers, positions=positions, masked=math.ceil(share * positions), on_gpu=on_gpu)
-    return HFPlan(numbers, trainable, flops, config.trainer.max_steps, data.global_batch_sequences * length, memory)
+    layout = hf_layout(numbers, peft, size=BFLOAT16 if model.dtype == "bfloat16" else FLOAT32)
+    step = plan_scale.step_of(config, num_devices=num_devices, micro_batch=micro, p_sm=p_sm)
+    memory = shared_out(memory, layout, strategy=plan_scale.strategy_key(config.strategy), num_devices=num_devices)
+    steps, per_step = config.trainer.max_steps, data.global_batch_sequences * length
+    return HFPlan(numbers, trainable, flops, steps, per_step, memory, layout, step)
+
+
+def hf_layout(numbers: HFNumbers, peft: schema.PeftConfig, *, size: int) -> plan_scale.Layout:
+    """Layers are the units; frozen weights are gathered and send no gradient. size: bytes of a weight. Adapters are
+    float32, and so are their gradients."""
+    root = numbers.width + numbers.matrix * (1 if numbers.tied else 2)
+    blocks, adapters = numbers.parameters - root, numbers.adapter_parameters(peft)
+    frozen = peft.kind != "none"
+    return plan_scale.Layout(
+        blocks=blocks,
+        num_blocks=numbers.num_layers,
+        root=root,
+        trained_blocks=adapters if frozen else blocks,
+        trained_root=0 if frozen else root,
+        gather_bytes=size,
+        root_bytes=size,
+        reduce_bytes=FLOAT32,
+        gradient_bytes=FLOAT32 if frozen else size,
+    )
+
+
+def shared_out(
+    memory: Mapping[str, tuple[float, str]], layout: plan_scale.Layout, *, strategy: str, num_devices: int
+) -> dict[str, tuple[float, str]]:
+    """The memory once what the strategy shards is split, and how it comes about."""
+    whole = {part: size for part, (size, _) in memory.items()}
+    sizes = plan_scale.on_each_device(whole, layout, strategy=strategy, num_devices=num_devices)
+    reasons = {part: why for part, (_, why) in memory.items()}
+    reasons[plan_scale.GATHERED] = "the rest and two layers, and gradients of what is trained there"
+    return {
+        part: (size, f"({reasons[part]}) / {num_devices}" if size != whole.get(part, size) else reasons[part])
+        for part, size in sizes.items()
+    }
 
 
 def memory_parts(
@@ -196,8 +237,8 @@ def memory_parts(
         why = f"{adapters:,} x 4 x (weight, gradient, AdamW's 2 moments)"
         parts["adapters and optimizer"] = (adapters * 4 * FLOAT32, why)
     else:
-        why = f"{total:,} x {size} x (gradient, AdamW's 2 moments)"
-        parts["gradients and optimizer"] = (total * 3 * size, why)
+        parts["gradients"] = (total * size, f"{total:,} x {size}")
+        parts["AdamW moments"] = (total * 2 * size, f"{total:,} x 2 x {size}")
     copies = (1 if config.callbacks.ema.enabled else 0) * (adapters * FLOAT32 or total * size)
     if copies:
         parts["EMA"] = (copies, "one copy of what is trained")
@@ -215,12 +256,12 @@ def memory_parts(
     chunk = logits_chunk_bytes(numbers.vocab_size, max(1, masked), "cuda" if on_gpu else "cpu")
     parts["one chunk of logits"] = (2 * chunk, f"{chunk // FLOAT32:,} logits x 4, and as much for probabilities")
     if on_gpu:
-        parts["CUDA context"] = (CUDA_CONTEXT_BYTES, "assumed")
+        parts["CUDA context"] = (plan_scale.CONTEXT_BYTES, "assumed")
     return parts
 
 
-def plan_text(plan: HFPlan, *, accelerator: str, mfu: float, num_devices: int) -> str:
-    """The plan as people read it, at most 110 columns."""
+def plan_text(plan: HFPlan, *, report: Sequence[str]) -> str:
+    """The plan as people read it, at most 110 columns. report: what holds for any network."""
     numbers, flops = plan.numbers, plan.flops
     verdict = "fits" if plan.total_bytes <= LIMIT_BYTES else "does not fit"
     lines = [
@@ -235,7 +276,5 @@ def plan_text(plan: HFPlan, *, accelerator: str, mfu: float, num_devices: int) -
         "memory a device",
         *(f"  {part:<24} {human_bytes(size):>11}  {why}" for part, (size, why) in plan.memory.items()),
         f"  {'sum':<24} {human_bytes(plan.total_bytes):>11}  {plan.total_bytes / 1e9:.1f} GB: {verdict} in 40 GB",
-        f"time at {mfu:.0%} of the bf16 peak (MFU), {num_devices} device{'s' if num_devices > 1 else ''}",
-        *times_text(plan.total_flops, accelerator=accelerator, mfu=mfu, num_devices=num_devices),
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *report])

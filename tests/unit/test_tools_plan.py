@@ -14,7 +14,7 @@ from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.contracts import Head
 from sm_diffusion.diffusion.parameterization import Subs
 from sm_diffusion.diffusion.scratch import Scratch
-from sm_diffusion.tools import cli, plan
+from sm_diffusion.tools import cli, plan, plan_memory
 from sm_diffusion.tools.config_cmd import compose_and_validate
 from sm_diffusion.types import UserError
 
@@ -83,7 +83,7 @@ def test_activations_are_what_autograd_keeps(mixed: bool, dropout: bool, recompu
     estimate = plan.ActivationShape(
         num_blocks=3, width=128, num_positions=ids_BL.numel(), mixed=mixed, mask_bytes=mask_bytes, recompute=recompute
     )
-    one = ids_BL.numel() * plan.block_activation_bytes(128, mixed=mixed, mask_bytes=mask_bytes)
+    one = ids_BL.numel() * plan_memory.block_activation_bytes(128, mixed=mixed, mask_bytes=mask_bytes)
     expected = plan.activation_bytes(estimate) - (one if recompute else 0)  # the one block lives in the backward pass
     final_norm = 2 * 4 * 128 * ids_BL.numel()
     assert measured - final_norm == pytest.approx(expected, rel=0.03)
