@@ -6,6 +6,7 @@ Shape suffixes, used in every name that holds a tensor:
     L  positions in a sequence     K  feedback tokens kept per position (top_k)
     V  vocabulary, mask included   N  positions selected out of B*L
     H  attention heads             C  rows of one chunk of logits
+    P  rows that hold several sequences each, packed           Q  positions in a packed row
 
 Entropies and log-probabilities are in nats. `t` is diffusion time in [0, 1]: 0 is clean text, 1 is all masks.
 """
@@ -32,12 +33,15 @@ class Batch(NamedTuple):
                        Noise is keyed by it, so a row's noise depends on neither its batch nor its rank.
     attention_mask_BL: bool, False at padding that no token may attend to and no loss counts. None: all True.
     maskable_BL:       bool, False where the forward process must keep the token (a prompt). None: all True.
+    places_PQ:         int64, how the network sees the sequences where several share a row: at (p, q) the real position
+                       places_PQ[p, q] of the flattened B*L, -1 at padding. None: as they are. Noise is drawn before.
     """
 
     ids_BL: Tensor
     rows_B: Tensor
     attention_mask_BL: Tensor | None = None
     maskable_BL: Tensor | None = None
+    places_PQ: Tensor | None = None
 
 
 class TokenMixture(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any
 
 from sm_diffusion.config import schema
 from sm_diffusion.config.build_hf import build_hf_denoiser, with_adapter
+from sm_diffusion.data.chat_rows import longest_row
 from sm_diffusion.denoisers.dit import DiT, DiTShape
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.contracts import Denoiser, Mixing
@@ -164,6 +165,7 @@ def build_module(
             evaluation_seed=EVALUATION_SEED,
             global_batch_sequences=config.data.global_batch_sequences,
             validation_sequences=validation_sequences,
+            row_width=longest_row(config.data.length) if isinstance(config.data, schema.ChatConfig) else None,
         ),
         "provenance": provenance(config),
     }

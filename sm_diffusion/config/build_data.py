@@ -106,7 +106,7 @@ def build_file_corpus(
 
 def _location(data: schema.FileCorpusConfig, cache_dir: Path, download: bool) -> Location:
     if data.path:
-        return LocalFolder(data.path)
+        return LocalFolder(data.path, cache_dir)
     if data.repo:
         return HubRepository(data.repo, data.revision, cache_dir, download)
     raise UserError(f"data={data.name}: not on the hub: get it from {data.download} and set data.path=FOLDER")

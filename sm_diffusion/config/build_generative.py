@@ -236,7 +236,10 @@ def _source_meter(evaluated: Evaluated, max_sequences: int | None) -> Callable[[
     def measure(text: PackedText, feedback: bool, seed: int) -> float:
         module.validation_feedback = feedback
         module.noise = replace(
-            module.noise, evaluation_seed=EVALUATION_SEED - 1 + seed, validation_sequences=len(text.rows_NL)
+            module.noise,
+            evaluation_seed=EVALUATION_SEED - 1 + seed,
+            validation_sequences=len(text.rows_NL),
+            row_width=None,  # the texts are all of one length
         )
         trainer.validate(module, dataloaders=text.loader(config.batch_sequences, max_sequences), verbose=False)
         return metrics.latest["val/nll" if feedback else "val/nll_without_feedback"]

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from sm_diffusion.config.build_mix import build_chat_mix
 from sm_diffusion.config.schema_chat_mix import ChatMixConfig
 from sm_diffusion.config.schema_peft import (
+    PACKINGS,
     ChatConfig,
     ChatFilesConfig,
     HFConfig,
@@ -20,6 +21,7 @@ from sm_diffusion.config.schema_peft import (
     PythonChatConfig,
 )
 from sm_diffusion.data.chat import ChatFiles, ChatSource, ChatTokenizer, PlainChat, TemplateChat
+from sm_diffusion.data.chat_rows import longest_row
 from sm_diffusion.data.loader import LoaderSettings
 from sm_diffusion.data.python_chat import PythonChat
 from sm_diffusion.data.tokenizer_spec import TokenizerSpec, build_tokenizer
@@ -29,7 +31,7 @@ from sm_diffusion.denoisers.hf import CausalLM, HFDenoiser
 from sm_diffusion.denoisers.loading import check_tokenizer, fetch, open_backbone
 from sm_diffusion.diffusion.contracts import Denoiser
 from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
-from sm_diffusion.training.chat_datamodule import ChatDataModule
+from sm_diffusion.training.chat_datamodule import ChatDataModule, ChatRowSettings
 from sm_diffusion.types import UserError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -184,14 +186,28 @@ def load_hub_tokenizer(name: str) -> Any:
         raise UserError(f"data.tokenizer.path={name}: no tokenizer could be loaded ({reason})") from None
 
 
+def packed_row_tokens(data: ChatConfig) -> int | None:
+    """Tokens of a packed row; None where every sample is a row."""
+    match data.packing:
+        case "none":
+            return None
+        case "block_diagonal":
+            return data.packed_length or longest_row(data.length)
+        case packing:
+            raise UserError(f"data.packing={packing}: choose one of {', '.join(PACKINGS)}")
+
+
 def build_chat_datamodule(data: ChatConfig, *, loader: LoaderSettings) -> ChatDataModule:
     source = build_chat_source(data)
     return ChatDataModule(
         source=source,
         make_tokenizer=functools.partial(build_chat_tokenizer, data, source),
-        max_tokens=data.length,
-        min_response_tokens=data.min_response_tokens,
-        pads_are_maskable=data.pads_are_maskable,
+        rows=ChatRowSettings(
+            max_tokens=data.length,
+            min_response_tokens=data.min_response_tokens,
+            pads_are_maskable=data.pads_are_maskable,
+            packed_row_tokens=packed_row_tokens(data),
+        ),
         loader=loader,
         cache_dir=data.cache_dir,
     )

@@ -23,5 +23,5 @@ def build_chat_mix(data: ChatMixConfig) -> ChatMix:
 def _part(name: str, part: MessageFilesConfig, cache_dir: Path) -> MessageFiles:
     if not (part.path or part.repo):
         raise UserError(f"data.parts.{name}: neither repo nor path: set data.parts.{name}.path=FOLDER")
-    location = LocalFolder(part.path) if part.path else HubRepository(part.repo, part.revision, cache_dir)
+    location = LocalFolder(part.path, cache_dir) if part.path else HubRepository(part.repo, part.revision, cache_dir)
     return MessageFiles(location, tuple(part.files), part.messages_field)

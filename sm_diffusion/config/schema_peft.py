@@ -9,6 +9,8 @@ from omegaconf import MISSING
 from sm_diffusion.config.schema_data import DataConfig
 from sm_diffusion.config.schema_model import ModelConfig
 
+PACKINGS = ("none", "block_diagonal")
+
 
 @dataclass
 class HFShapeConfig:
@@ -60,6 +62,8 @@ class ChatConfig(DataConfig):
     min_response_tokens: int = 5  # shorter responses are dropped
     forbidden_tokens: list[str] = field(default_factory=lambda: ["<tool_call>", "</tool_call>"])  # samples are dropped
     pads_are_maskable: bool = True  # as published: padding is attended to, masked and trained
+    packing: str = "none"  # none (a padded sample a row, as published) | block_diagonal (samples share rows unseen)
+    packed_length: int | None = None  # tokens of a packed row; null: one sample of `length` with its padding
 
 
 @dataclass

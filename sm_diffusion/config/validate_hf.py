@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.config.schema_peft import ChatConfig, ChatFilesConfig, HFConfig, HFShapeConfig, PeftConfig
+from sm_diffusion.config.schema_peft import PACKINGS, ChatConfig, ChatFilesConfig, HFConfig, HFShapeConfig, PeftConfig
+from sm_diffusion.data.chat_rows import longest_row
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -20,6 +21,11 @@ def hf_problems(config: Any) -> Iterator[str]:
     yield from _peft(config.peft, model)
     if isinstance(config.data, ChatConfig):
         yield from _chat(config.data)
+        if config.data.packing != "none" and not isinstance(model, HFConfig):
+            yield (
+                f"data.packing={config.data.packing}: model={model.name} takes no packed rows; "
+                "set data.packing=none, or a backbone of transformers such as model=qwen2_tiny"
+            )
     objective = config.objective
     if objective.times == "first_row" and objective.name != "sft":
         yield f"objective.times=first_row: only fine-tuning has one time a batch; set objective={objective.name}"
@@ -90,5 +96,18 @@ def _chat(data: ChatConfig) -> Iterator[str]:
         yield f"data.min_response_tokens={data.min_response_tokens}: must be >= 1; published: 5"
     if not 0 < data.validation_fraction < 1:
         yield f"data.validation_fraction={data.validation_fraction}: must lie between 0 and 1, such as 0.05"
+    yield from _packing(data)
     if data.tokenizer.kind == "hub" and not data.tokenizer.path:
         yield "data.tokenizer.path: missing; set it to the folder or hub id of the model"
+
+
+def _packing(data: ChatConfig) -> Iterator[str]:
+    if data.packing not in PACKINGS:
+        yield f"data.packing={data.packing}: unknown; choose one of {', '.join(PACKINGS)}"
+    elif data.packing == "none":
+        if data.packed_length is not None:
+            yield f"data.packed_length={data.packed_length}: no rows are packed; set data.packing=block_diagonal"
+    elif data.packed_length is not None:
+        least = longest_row(data.length) if data.pads_are_maskable else data.length
+        if data.packed_length < least:
+            yield f"data.packed_length={data.packed_length}: one sample may take {least} tokens; set at least that"

@@ -36,7 +36,7 @@ def build_once(folder: Path, *, build: Callable[[Path], None], check: Callable[[
     """
     if folder.is_dir() and check(folder) is None:
         return
-    with _denied_as_user_error(folder.parent):
+    with denied_as_user_error(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(str(folder) + ".lock")
         _acquire(lock, folder)
@@ -54,7 +54,7 @@ def build_once(folder: Path, *, build: Callable[[Path], None], check: Callable[[
 
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:
-    with _denied_as_user_error(folder.parent):
+    with denied_as_user_error(folder.parent):
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     new, old = work / "new", work / "old"
     try:
@@ -86,7 +86,8 @@ def disk_full(folder: Path, written: int) -> UserError:
 
 
 @contextmanager
-def _denied_as_user_error(folder: Path) -> Iterator[None]:
+def denied_as_user_error(folder: Path) -> Iterator[None]:
+    """Turns what the system says against writing into `folder` into a UserError."""
     try:
         yield
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,13 @@ class Conversation(NamedTuple):
 
 
 class ChatSource(TokenSource):
-    """Conversations in two parts; as a `TokenSource`, their texts. The same in the same order every time."""
+    """Conversations in two parts; as a `TokenSource`, their texts. The same in the same order every time.
+
+    refused: what was left out of both parts, by reason, once one was read to its end.
+    """
+
+    def __init__(self) -> None:
+        self.refused: Counter[str] = Counter()
 
     @abstractmethod
     def conversations(self, split: str) -> Iterator[Conversation]:
@@ -59,6 +66,7 @@ class ChatFiles(ChatSource):
         validation_fraction: float,
         validation_paths: Sequence[str] | None = None,
     ) -> None:
+        super().__init__()
         check_fraction(validation_fraction)
         self._field = messages_field
         self._fraction = validation_fraction

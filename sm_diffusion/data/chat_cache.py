@@ -1,47 +1,45 @@
-"""Encoded conversations on disk, and the loaders that make padded batches of them."""
+"""Encoded conversations on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sm_diffusion.data.cache import build_once
 from sm_diffusion.data.chat import ChatSource, ChatTokenizer
-from sm_diffusion.data.chat_collate import ChatLimits, ChatSample, collate, extra_padding, keep
-from sm_diffusion.data.loader import EvalLoader, TrainLoader
-from sm_diffusion.types import Batch, UserError
+from sm_diffusion.data.chat_collate import ChatLimits, ChatSample, refusal
+from sm_diffusion.types import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "validation")
-_PADDING_TAG = 0xC4A7  # keeps these random numbers apart from all others
 
 
 @dataclass(frozen=True)
 class ChatSplit:
-    """sequences: samples kept. dropped: too long, too short, with a tool call, or no answer at the end.
+    """sequences: samples kept. refused: conversations dropped once encoded, by reason (`refusal`).
 
     tokens: of the responses. text_bytes: UTF-8 bytes of the responses as text.
     """
 
     sequences: int
-    dropped: int
+    refused: dict[str, int]
     tokens: int
     text_bytes: int
 
 
 @dataclass(frozen=True)
 class ChatMeta:
-    """Counts of a prepared corpus."""
+    """Counts of a prepared corpus. refused: by the source, before a conversation belonged to a split."""
 
     splits: dict[str, ChatSplit]
+    refused: dict[str, int]
 
 
 class ChatTable:
@@ -93,13 +91,17 @@ def prepare_chat(
     folder = cache_dir / f"chat-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]}"
 
     def build(new: Path) -> None:
-        splits = {split: asdict(_encode(new, split, source, tokenizer, limits)) for split in SPLITS}
-        (new / "meta.json").write_text(json.dumps(splits), encoding="utf-8")
+        splits = {split: _encode(new, split, source, tokenizer, limits) for split in SPLITS}
+        meta = ChatMeta(splits, dict(sorted(source.refused.items())))
+        (new / "meta.json").write_text(json.dumps(asdict(meta), indent=1) + "\n", encoding="utf-8")
 
     build_once(folder, build=build, check=_damage)
-    splits = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    meta = ChatMeta({split: ChatSplit(**splits[split]) for split in SPLITS})
-    return ChatCache(meta, *(_open(folder, split) for split in SPLITS))
+    return ChatCache(_read_meta(folder), *(_open(folder, split) for split in SPLITS))
+
+
+def _read_meta(folder: Path) -> ChatMeta:
+    fields = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    return ChatMeta({split: ChatSplit(**fields["splits"][split]) for split in SPLITS}, fields["refused"])
 
 
 def _encode(
@@ -107,26 +109,29 @@ def _encode(
 ) -> ChatSplit:
     parts: list[NDArray[np.int32]] = []
     prompts: list[int] = []
-    dropped = tokens = text_bytes = 0
+    tokens = text_bytes = 0
+    refused: Counter[str] = Counter()
     for chat in source.conversations(split):
         sample = tokenizer.encode(chat.messages)
-        if sample is None or not keep(sample, limits):
-            dropped += 1
+        reason = refusal(sample, limits)
+        if sample is None or reason is not None:
+            refused[str(reason)] += 1
             continue
         parts.append(np.asarray(sample.ids, dtype=np.int32))
         prompts.append(sample.prompt_length)
         tokens += len(sample.ids) - sample.prompt_length
         text_bytes += len(chat.messages[-1]["content"].encode())
     if not parts:
+        listed = ", ".join(f"{reason} {number:,}" for reason, number in sorted(refused.items())) or "none"
         raise UserError(
-            f"data: no conversation is left for {split} ({dropped} dropped: too long for data.length="
-            f"{limits.max_tokens}, a response under {limits.min_response_tokens} tokens, a tool call, or no answer of "
-            f"the assistant at the end): raise data.length, add conversations or set data.validation_paths"
+            f"data: no conversation is left for {split} (refused: {listed}; data.length={limits.max_tokens}, "
+            f"data.min_response_tokens={limits.min_response_tokens}): raise data.length, add conversations or set "
+            f"data.validation_paths"
         )
     np.save(folder / f"{split}-ids.npy", np.concatenate(parts))
     np.save(folder / f"{split}-ends.npy", np.cumsum([len(part) for part in parts], dtype=np.int64))
     np.save(folder / f"{split}-prompts.npy", np.asarray(prompts, dtype=np.int64))
-    return ChatSplit(len(parts), dropped, tokens, text_bytes)
+    return ChatSplit(len(parts), dict(sorted(refused.items())), tokens, text_bytes)
 
 
 def _open(folder: Path, split: str) -> ChatTable:
@@ -135,8 +140,8 @@ def _open(folder: Path, split: str) -> ChatTable:
 
 def _damage(folder: Path) -> str | None:
     try:
-        splits = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        counts = {split: ChatSplit(**splits[split]).sequences for split in SPLITS}
+        meta = _read_meta(folder)
+        counts = {split: meta.splits[split].sequences for split in SPLITS}
         tables = {split: _open(folder, split) for split in SPLITS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         return str(error)
@@ -144,72 +149,8 @@ def _damage(folder: Path) -> str | None:
     return f"{wrong[0]} is not whole" if wrong else None
 
 
-# ------------------------------------------------------------------------------------------------------------ loaders
-
-
-@dataclass(frozen=True)
-class Padding:
-    """How rows become a batch. seed: of the extra padding, U{0 .. 49} a micro-batch."""
-
-    pad_id: int
-    pads_are_maskable: bool
-    seed: int
-
-    def batch(self, packed: Batch, *, step: int) -> Batch:
-        """packed: rows of a `ChatTable`. The padding follows (seed, step, first row): no rank, no worker."""
-        rows = packed.ids_BL.tolist()
-        samples = [ChatSample(row[2 : 2 + row[0]], row[1]) for row in rows]
-        first = int(packed.rows_B[0])
-        word = np.random.Philox(key=[self.seed, _PADDING_TAG], counter=[first, step, 0, 0]).random_raw(1)[0]
-        return collate(
-            samples,
-            packed.rows_B,
-            pad_id=self.pad_id,
-            extra=extra_padding(float(word >> np.uint64(11)) * 2.0**-53),
-            pads_are_maskable=self.pads_are_maskable,
-        )
-
-
-class ChatTrainLoader:
-    """A `TrainLoader` over a `ChatTable` whose rows are padded into batches; resumes as it does."""
-
-    def __init__(self, inner: TrainLoader, padding: Padding) -> None:
-        self._inner = inner
-        self._padding = padding
-
-    def __len__(self) -> int:
-        return len(self._inner)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for packed in self._inner:
-            state = self._inner.state_dict()
-            done = state["global_batches"] * state["accumulation"] + state["micro_steps"]
-            yield self._padding.batch(packed, step=(done - 1) // state["accumulation"])
-
-    def state_dict(self) -> dict[str, int]:
-        return self._inner.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._inner.load_state_dict(state)
-
-
-class ChatEvalLoader:
-    """The same batches at every iteration; a row's padding follows its index."""
-
-    def __init__(self, inner: EvalLoader, padding: Padding) -> None:
-        self._inner = inner
-        self._padding = padding
-
-    def __len__(self) -> int:
-        return len(self._inner)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for packed in self._inner:
-            yield self._padding.batch(packed, step=0)
-
-
 def as_rows(samples: Sequence[ChatSample]) -> ChatTable:
     """A table of given samples, for tests and small uses."""
-    ids = [torch.tensor(sample.ids, dtype=torch.int32).numpy() for sample in samples]
+    ids = [np.asarray(sample.ids, dtype=np.int32) for sample in samples]
     ends = np.cumsum([len(part) for part in ids], dtype=np.int64)
     return ChatTable(np.concatenate(ids), ends, np.asarray([sample.prompt_length for sample in samples]))

@@ -57,13 +57,15 @@ def encode_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> ChatSa
     return ChatSample(list(ids), len(prompt)) if list(ids[: len(prompt)]) == list(prompt) else None
 
 
-def keep(sample: ChatSample, limits: ChatLimits) -> bool:
-    """True for samples neither too long, nor with too short a response, nor with a tool call."""
-    return (
-        len(sample.ids) <= limits.max_tokens
-        and len(sample.ids) - sample.prompt_length >= limits.min_response_tokens
-        and limits.forbidden_ids.isdisjoint(sample.ids)
-    )
+def refusal(sample: ChatSample | None, limits: ChatLimits) -> str | None:
+    """Why a sample is dropped, or None: no_prompt_and_response, too_long, short_response, tool_call_tokens."""
+    if sample is None:
+        return "no_prompt_and_response"
+    if len(sample.ids) > limits.max_tokens:
+        return "too_long"
+    if len(sample.ids) - sample.prompt_length < limits.min_response_tokens:
+        return "short_response"
+    return None if limits.forbidden_ids.isdisjoint(sample.ids) else "tool_call_tokens"
 
 
 def extra_padding(uniform: float) -> int:

@@ -48,13 +48,13 @@ class ChatMix(ChatSource):
     """
 
     def __init__(self, *, parts: Sequence[MessageFiles], validation_fraction: float, max_samples: int | None) -> None:
+        super().__init__()
         check_fraction(validation_fraction)
         if max_samples is not None and max_samples < 1:
             raise UserError(f"data.max_samples={max_samples}: must be at least 1, or null for all")
         self._parts = list(parts)
         self._fraction = validation_fraction
         self._max_samples = max_samples
-        self.refused: Counter[str] = Counter()
 
     def conversations(self, split: str) -> Iterator[Conversation]:
         wanted = split == "validation"

@@ -128,7 +128,7 @@ class FileCorpus(TokenSource):
                     yield Document(cleaned.text, part.file)
 
     def fingerprint(self) -> str:
-        """Of the settings, and of the files' names and sizes (hub: and commit)."""
+        """Of the settings, and of the files' names, sizes and content (hub: and commit)."""
         return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
 
     def describe(self) -> dict[str, object]:
@@ -137,7 +137,7 @@ class FileCorpus(TokenSource):
             "version": CORPUS_VERSION,
             "name": self.name,
             "revision": self.located.revision,
-            "files": [list(file) for file in self.located.files],
+            "files": [[part for part in file if part != ""] for file in self.located.files],
             "division": asdict(self._files),
             "filter": asdict(self.record_filter),
             "deduplicate": self.deduplicate,

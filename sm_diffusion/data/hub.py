@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sm_diffusion.data.cache import Progress
+from sm_diffusion.data.digests import digest_files
 from sm_diffusion.data.records import SUFFIXES, Root, suffix_of
 from sm_diffusion.types import UserError
 
 
 class FileInfo(NamedTuple):
-    """name: relative to the root, with forward slashes.     size: bytes."""
+    """name: relative to the root, with forward slashes.     size: bytes.
+    digest: sha256 of the content of a local file; '' on the hub, where the commit says it.
+    """
 
     name: str
     size: int
+    digest: str = ""
 
 
 class Located(NamedTuple):
@@ -38,6 +42,12 @@ def matching(files: Sequence[FileInfo], patterns: Sequence[str]) -> list[FileInf
     )
 
 
+def add_digests(folder: Path, files: Sequence[FileInfo], cache_dir: Path | None) -> list[FileInfo]:
+    """The files of a folder with the digests of their content."""
+    digests = digest_files(folder, [file.name for file in files], cache_dir)
+    return [file._replace(digest=digest) for file, digest in zip(files, digests, strict=True)]
+
+
 class Location(ABC):
     """Finds the files of a corpus."""
 
@@ -48,9 +58,14 @@ class Location(ABC):
 
 @dataclass(frozen=True)
 class LocalFolder(Location):
-    """A folder in the hub's layout. Hidden files and folders are skipped."""
+    """A folder in the hub's layout. Hidden files and folders are skipped.
+
+    cache_dir: where digests are kept, so that a file is read for its digest once and again when it changed; None:
+               nowhere.
+    """
 
     path: str
+    cache_dir: Path | None = None
 
     def locate(self, patterns: Sequence[str]) -> Located:
         folder = Path(self.path).expanduser().absolute()
@@ -68,7 +83,7 @@ class LocalFolder(Location):
                 f"data.path={self.path}: no file matches {' or '.join(patterns)} (it holds {seen}): "
                 f"put the hub's files there, or set data.train_files; readable: {', '.join(SUFFIXES)}"
             )
-        return Located(Root(str(folder)), found, "")
+        return Located(Root(str(folder)), add_digests(folder, found, self.cache_dir), "")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sm_diffusion.data.prepare import SequenceTable
-from sm_diffusion.data.sampler import GlobalBatchSampler, IndexedRow
+from sm_diffusion.data.sampler import GlobalBatchSampler, IndexedRow, eval_batches
 from sm_diffusion.types import Batch, UserError
 
 _ORDER_KEYS = {"num_sequences": "the training text", "global_batch_sequences": "data.global_batch_sequences"}
@@ -64,7 +64,14 @@ class TokenRows(Dataset[Batch]):
         return Batch(ids_BL=ids_BL, rows_B=torch.tensor([row for _, row in rows], dtype=torch.int64))
 
 
+Finish = Callable[[Batch, int], Batch]  # (rows of the table, optimizer step they are for) -> what is handed out
+
+
 def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _as_read(batch: Batch, step: int) -> Batch:
     return batch
 
 
@@ -80,6 +87,36 @@ def _torch_loader(table: SequenceTable, batches: Iterable[list[IndexedRow]], *, 
     )
 
 
+def table_loader(
+    table: SequenceTable, loader: LoaderSettings, *, rank: int, world_size: int, finish: Finish = _as_read
+) -> TrainLoader:
+    """Training batches of a table for one data-parallel rank."""
+    limit = loader.max_train_sequences
+    sampler = GlobalBatchSampler(
+        num_sequences=len(table) if limit is None else min(limit, len(table)),
+        global_batch_sequences=loader.global_batch_sequences,
+        micro_batch_sequences=loader.micro_batch_sequences,
+        seed=loader.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    return TrainLoader(table=table, sampler=sampler, num_workers=loader.num_workers, finish=finish)
+
+
+def eval_loader(
+    table: SequenceTable, loader: LoaderSettings, *, rank: int, world_size: int, finish: Finish = _as_read
+) -> EvalLoader:
+    """One rank's share of an evaluation table."""
+    batches = eval_batches(
+        num_sequences=len(table),
+        max_sequences=loader.max_validation_sequences,
+        batch_sequences=loader.eval_batch_sequences,
+        rank=rank,
+        world_size=world_size,
+    )
+    return EvalLoader(table=table, batches=batches, num_workers=loader.num_workers, finish=finish)
+
+
 class TrainLoader:
     """Endless training data, one epoch an iteration; resumes exactly where it was, with any number of workers.
 
@@ -88,12 +125,16 @@ class TrainLoader:
     ahead does not count, and neither does an iterator that is thrown away unused.
 
     table: training sequences.     sampler: the order.     num_workers: reader processes, 0 for none.
+    finish: makes batches of what the table holds, where that is no sequences of one length.
     """
 
-    def __init__(self, *, table: SequenceTable, sampler: GlobalBatchSampler, num_workers: int) -> None:
+    def __init__(
+        self, *, table: SequenceTable, sampler: GlobalBatchSampler, num_workers: int, finish: Finish = _as_read
+    ) -> None:
         self._table = table
         self._sampler = sampler
         self._num_workers = num_workers
+        self._finish = finish
         self._position = 0
         self._current: object = None
 
@@ -106,8 +147,9 @@ class TrainLoader:
         batches = self._sampler.micro_batches(self._position)
         for batch in _torch_loader(self._table, batches, num_workers=self._num_workers):
             assert self._current is current, "two iterations of one training loader at the same time"
+            step = self._position // self._sampler.accumulation
             self._position += 1
-            yield batch
+            yield self._finish(batch, step)
 
     def state_dict(self) -> dict[str, int]:
         """Plain numbers, the same on every rank."""
@@ -156,15 +198,24 @@ def resumed_position(state: dict[str, Any], accumulation: int) -> int:
 
 
 class EvalLoader:
-    """The same batches in the same order at every iteration."""
+    """The same batches in the same order at every iteration. finish: see `TrainLoader`; its step is 0."""
 
-    def __init__(self, *, table: SequenceTable, batches: Sequence[list[IndexedRow]], num_workers: int) -> None:
+    def __init__(
+        self,
+        *,
+        table: SequenceTable,
+        batches: Sequence[list[IndexedRow]],
+        num_workers: int,
+        finish: Finish = _as_read,
+    ) -> None:
         self._table = table
         self._batches = batches
         self._num_workers = num_workers
+        self._finish = finish
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from _torch_loader(self._table, self._batches, num_workers=self._num_workers)
+        for batch in _torch_loader(self._table, self._batches, num_workers=self._num_workers):
+            yield self._finish(batch, 0)

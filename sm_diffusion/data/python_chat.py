@@ -23,6 +23,7 @@ class PythonChat(ChatSource):
     """
 
     def __init__(self, *, validation_fraction: float) -> None:
+        super().__init__()
         check_fraction(validation_fraction)
         self._fraction = validation_fraction
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import final
 
 from sm_diffusion.data.corpus import FileCorpus
-from sm_diffusion.data.loader import LoaderSettings, TrainLoader
+from sm_diffusion.data.loader import LoaderSettings, TrainLoader, table_loader
 from sm_diffusion.data.mixture import ConcatTable, MixtureTable, check_weights
 from sm_diffusion.data.prepare import SplitMeta, TokenCache, prepare_tokens
-from sm_diffusion.data.sampler import GlobalBatchSampler
 from sm_diffusion.data.shard_build import Recipe
 from sm_diffusion.data.sharded import ShardPreparer
 from sm_diffusion.data.shards import open_prepared
@@ -45,27 +44,13 @@ class Storage(ABC):
         """Training batches of one data-parallel rank, with a resumable state."""
 
 
-def table_loader(cache: TokenCache, loader: LoaderSettings, *, rank: int, world_size: int) -> TrainLoader:
-    """Batches of a table."""
-    limit = loader.max_train_sequences
-    sampler = GlobalBatchSampler(
-        num_sequences=len(cache.train) if limit is None else min(limit, len(cache.train)),
-        global_batch_sequences=loader.global_batch_sequences,
-        micro_batch_sequences=loader.micro_batch_sequences,
-        seed=loader.seed,
-        rank=rank,
-        world_size=world_size,
-    )
-    return TrainLoader(table=cache.train, sampler=sampler, num_workers=loader.num_workers)
-
-
 class TableStorage(Storage, ABC):
     """Whatever trains from a table."""
 
     def train_loader(
         self, place: Place, cache: TokenCache, loader: LoaderSettings, *, rank: int, world_size: int
     ) -> TrainLoader | StreamLoader:
-        return table_loader(cache, loader, rank=rank, world_size=world_size)
+        return table_loader(cache.train, loader, rank=rank, world_size=world_size)
 
 
 @final

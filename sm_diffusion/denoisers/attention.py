@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,6 +32,8 @@ def attend(q_BLHE: Tensor, k_BLHE: Tensor, v_BLHE: Tensor, attention_mask_BL: Te
         from flash_attn import flash_attn_func  # type: ignore[import-not-found,unused-ignore]
 
         return flash_attn_func(q_BLHE, k_BLHE, v_BLHE)  # type: ignore[no-any-return,unused-ignore]
+    if attention_mask_BL is not None and attention_mask_BL.dtype != torch.bool:
+        raise UserError("data.packing=block_diagonal: this network takes no packed rows: set data.packing=none")
     mask_B11L = None if attention_mask_BL is None else attention_mask_BL[:, None, None, :]
     out_BHLE = F.scaled_dot_product_attention(
         q_BLHE.transpose(1, 2), k_BLHE.transpose(1, 2), v_BLHE.transpose(1, 2), attn_mask=mask_B11L

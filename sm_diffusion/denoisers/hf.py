@@ -19,6 +19,7 @@ from transformers import LlamaForCausalLM, PretrainedConfig, Qwen2ForCausalLM, Q
 
 from sm_diffusion.denoisers.base import attention_flops, embed
 from sm_diffusion.denoisers.kv_store import KeyValueStore, Window
+from sm_diffusion.diffusion import packed
 from sm_diffusion.diffusion.contracts import Denoiser, DenoiserInput, Head, Mixing, Readout
 from sm_diffusion.diffusion.parameterization import Parameterization, Unconstrained
 from sm_diffusion.types import UserError
@@ -56,18 +57,34 @@ def position_ids(attention_mask_BL: Tensor) -> Tensor:
     neighbour's. A row then sees the same rotary angles whatever it is padded with, on either side.
 
     Dream computes the same for real tokens (padding: 1); no real token attends to padding, so that differs in nothing.
+    With segments instead of a mask the ranks begin at 0 in each.
     """
+    if attention_mask_BL.dtype != torch.bool:
+        return packed.segment_positions(attention_mask_BL)
     return (attention_mask_BL.long().cumsum(-1) - 1).clamp_min(0)
+
+
+def pair_mask(attention_mask_BL: Tensor) -> Tensor:
+    """bool (B, 1, 1 or L, L): which positions attend to which.
+
+    Padding beside segments attends to itself, so that no row of the softmax is empty; nothing else sees it.
+    """
+    if attention_mask_BL.dtype == torch.bool:
+        return attention_mask_BL[:, None, None, :]
+    return attention_mask_BL[:, None, :, None] == attention_mask_BL[:, None, None, :]
 
 
 def shift_hidden(hidden_BLD: Tensor, attention_mask_BL: Tensor | None) -> Tensor:
     """out[l] = hidden[l - 1]: the hidden state that predicts token l in a model adapted from an autoregressive one.
 
-    A row's first real token keeps its own hidden state (Dream: position 0 does). Nothing of padding leaks into it.
+    A row's (or segment's) first real token keeps its own hidden state (Dream: position 0 does). Nothing of padding or
+    of a neighbour leaks into it.
     """
     shifted_BLD = torch.cat([hidden_BLD[:, :1], hidden_BLD[:, :-1]], 1)
     if attention_mask_BL is None:
         return shifted_BLD
+    if attention_mask_BL.dtype != torch.bool:
+        return torch.where(packed.segment_starts(attention_mask_BL)[..., None], hidden_BLD, shifted_BLD)
     before_BL = torch.cat([torch.zeros_like(attention_mask_BL[:, :1]), attention_mask_BL[:, :-1]], 1)
     return torch.where(before_BL[..., None], shifted_BLD, hidden_BLD)
 
@@ -137,8 +154,7 @@ class HFDenoiser(Denoiser):
         if attention_mask_BL is None:
             positions_BL, mask_B11L = torch.arange(length, device=embeds_BLD.device)[None].expand(batch, -1), None
         else:
-            attention_mask_BL = attention_mask_BL.bool()
-            positions_BL, mask_B11L = position_ids(attention_mask_BL), attention_mask_BL[:, None, None, :]
+            positions_BL, mask_B11L = position_ids(attention_mask_BL), pair_mask(attention_mask_BL)
         if window is not None:
             positions_BL = positions_BL.gather(1, window.positions_RW)
         rotary = self.lm.model.rotary_emb(embeds_BLD, positions_BL)

@@ -63,7 +63,8 @@ class Denoiser(nn.Module, ABC):
         inputs:            int64 ids (B, L), or soft tokens.
         mixing:            how soft tokens become vectors; not called for plain ids.
         sigma_B:           noise level -log(alpha), >= 0; None: the network is not told the time.
-        attention_mask_BL: bool, False at padding.
+        attention_mask_BL: bool, False at padding; or int64 segments (`packed.segments`): a position attends to those of
+                           its own number only, and positions begin at 0 in each.
         """
 
     @abstractmethod

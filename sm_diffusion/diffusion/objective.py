@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from sm_diffusion.diffusion import packed
 from sm_diffusion.diffusion.masking import mask_tokens
 from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.diffusion.readout import NegLogLikelihood, positions_of
@@ -52,7 +53,7 @@ class MDLMObjective(Objective):
         num_tokens = torch.tensor(batch.ids_BL.numel(), device=t_B.device) if real_BL is None else real_BL.sum()
         return denoising_loss(
             predictor,
-            Noised(ids_t_BL, batch.ids_BL, masked_BL, real_BL),
+            Noised(ids_t_BL, batch.ids_BL, masked_BL, real_BL, places_PQ=batch.places_PQ),
             weight_B=self.schedule.loss_weight(t_B),
             sigma_B=self.schedule.sigma(t_B),
             num_tokens=num_tokens,
@@ -65,10 +66,13 @@ class MDLMObjective(Objective):
 
 
 class Noised:
-    """x_t and its targets.
+    """x_t and its targets, as the network takes them: laid into packed rows where the batch says so.
 
     counted_BL: the masked positions whose loss counts.
     masked_BL:  the positions that soft-masking may soften; None: those whose loss counts.
+    places_PQ:  see `Batch`.
+
+    sequences_N: the sequence in the batch of every counted position.
     """
 
     def __init__(
@@ -78,12 +82,21 @@ class Noised:
         counted_BL: Tensor,
         attention_mask_BL: Tensor | None = None,
         masked_BL: Tensor | None = None,
+        *,
+        places_PQ: Tensor | None = None,
     ) -> None:
         self.ids_t_BL = ids_t_BL
         self.positions_N = positions_of(counted_BL)
         self.soft_positions_N = self.positions_N if masked_BL is None else positions_of(masked_BL)
         self.targets_N = targets_BL.flatten()[self.positions_N]
+        self.sequences_N = self.positions_N // ids_t_BL.shape[1]
         self.attention_mask_BL = attention_mask_BL
+        if places_PQ is not None:
+            total = ids_t_BL.numel()
+            self.positions_N = packed.packed_positions(self.positions_N, places_PQ, total)
+            self.soft_positions_N = packed.packed_positions(self.soft_positions_N, places_PQ, total)
+            self.attention_mask_BL = packed.segments(places_PQ, ids_t_BL.shape[1])
+            self.ids_t_BL = packed.lay(ids_t_BL, places_PQ)
 
 
 def denoising_loss(
@@ -98,7 +111,7 @@ def denoising_loss(
     """sum_n weight * nll_n / num_tokens at the counted positions of a given x_t, in one pass or two."""
     conditions = {"sigma_B": sigma_B, "attention_mask_BL": noised.attention_mask_BL}
     memory = predictor.bootstrap(noised.ids_t_BL, noised.soft_positions_N, feedback=feedback, **conditions)
-    weights_N = weight_B[noised.positions_N // noised.ids_t_BL.shape[1]]
+    weights_N = weight_B[noised.sequences_N]
     readout = NegLogLikelihood(noised.positions_N, noised.targets_N, weights_N / num_tokens)
     nll: NLL = predictor(noised.ids_t_BL, memory, readout, **conditions)
     nll_sum = (nll.nll_N.double() * weights_N.double()).sum()

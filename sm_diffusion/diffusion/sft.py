@@ -77,7 +77,7 @@ class SFTObjective(Objective):
         ids_t_BL = batch.ids_BL.masked_fill(masked_BL, self.mask_id)
         return denoising_loss(
             predictor,
-            Noised(ids_t_BL, batch.ids_BL, masked_BL, batch.attention_mask_BL),
+            Noised(ids_t_BL, batch.ids_BL, masked_BL, batch.attention_mask_BL, places_PQ=batch.places_PQ),
             weight_B=1 / t_B,
             sigma_B=None,
             num_tokens=masked_BL.sum().clamp_min(1),

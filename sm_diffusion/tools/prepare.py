@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from sm_diffusion.data.sharded import ShardPreparer, cores
@@ -29,6 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from sm_diffusion.config.build_data import build_datamodule, build_preparation
     from sm_diffusion.config.store import compose_config
     from sm_diffusion.config.validate import validate_data
+    from sm_diffusion.data.chat_cache import ChatMeta, ChatSplit
 
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers={args.workers}: must be at least 1")
@@ -41,7 +43,10 @@ def run(args: argparse.Namespace) -> int:
         data = build_datamodule(config.data, seed=config.seed, world_size=1)
         data.prepare()
         for split, counts in data.meta.splits.items():
-            print(f"{split:<10} {counts.sequences:,} sequences, {counts.tokens:,} tokens")
+            refused = f"; refused: {_listed(counts.refused)}" if isinstance(counts, ChatSplit) else ""
+            print(f"{split:<10} {counts.sequences:,} sequences, {counts.tokens:,} tokens{refused}")
+        if isinstance(data.meta, ChatMeta):
+            print(f"refused before the split: {_listed(data.meta.refused)}")
         return 0
     for name, preparer in preparation.preparers.items():
         if args.dry_run:
@@ -68,6 +73,10 @@ def _dry_run(name: str, preparer: ShardPreparer, workers: int) -> str:
     )
 
 
+def _listed(refused: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {number:,}" for reason, number in refused.items()) or "none"
+
+
 def _summary(name: str, folder: Path) -> str:
     from sm_diffusion.data.shards import read_manifest
 
@@ -75,7 +84,7 @@ def _summary(name: str, folder: Path) -> str:
     assert manifest is not None
     lines = [f"{name}: {len(manifest.shards)} shards in {folder}"]
     for split, counts in manifest.totals.items():
-        refused = ", ".join(f"{reason} {number:,}" for reason, number in counts["refused"].items()) or "none"
+        refused = _listed(counts["refused"])
         lines.append(
             f"  {split:<10} {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
             f"{counts['sequences']:,} sequences, {counts['file_bytes'] / 1e6:,.1f} MB; refused: {refused}"

@@ -22,12 +22,16 @@ from sm_diffusion.types import Batch, Draws, LossOutput, UserError
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseSettings:
-    """seed: of the training noise. evaluation_seed: of the validation noise. Rows: sizes of the stratified sets."""
+    """seed: of the training noise. evaluation_seed: of the validation noise. Rows: sizes of the stratified sets.
+
+    row_width: tokens of the longest row where rows differ in length (`rng.uniforms`); None: all are equally long.
+    """
 
     seed: int
     evaluation_seed: int
     global_batch_sequences: int
     validation_sequences: int
+    row_width: int | None = None
 
 
 class DiffusionModule(L.LightningModule, ABC):
@@ -82,10 +86,15 @@ class DiffusionModule(L.LightningModule, ABC):
                 num_rows=self.noise.global_batch_sequences,
                 seed=self.noise.seed,
                 step=self.global_step,
+                row_width=self.noise.row_width,
             )
         else:
             draws = rng.evaluation_draws(
-                rows, length, num_rows=self.noise.validation_sequences, seed=self.noise.evaluation_seed
+                rows,
+                length,
+                num_rows=self.noise.validation_sequences,
+                seed=self.noise.evaluation_seed,
+                row_width=self.noise.row_width,
             )
         return batch, draws
 

@@ -22,9 +22,17 @@ def _key(seed: int, step: int, tag: str) -> np.ndarray:
     return np.array([seed % 2**64, (step * 64 + _TAGS[tag]) % 2**64], dtype=np.uint64)
 
 
-def uniforms(rows: list[int], width: int, *, seed: int, step: int, tag: str) -> Tensor:
-    """float32 multiples of 2^-24, uniform on [0, 1), (len(rows), width); row r depends on (seed, step, tag, r)."""
-    counts = -(-width // _WORDS_PER_COUNT)
+def uniforms(
+    rows: list[int], width: int, *, seed: int, step: int, tag: str, row_width: int | None = None
+) -> Tensor:
+    """float32 multiples of 2^-24, uniform on [0, 1), (len(rows), width); row r depends on (seed, step, tag, r).
+
+    row_width: numbers set aside for a row, >= width; a shorter call gives the first of them. Needed where widths
+               differ from batch to batch: rows would otherwise change with their batch, and share numbers. None: width.
+    """
+    assert row_width is None or row_width >= width, (row_width, width)
+    counts = -(-(row_width or width) // _WORDS_PER_COUNT)
+    drawn = -(-width // _WORDS_PER_COUNT)
     key = _key(seed, step, tag)
     out = np.empty((len(rows), width), dtype=np.float32)
     start = 0
@@ -35,23 +43,30 @@ def uniforms(rows: list[int], width: int, *, seed: int, step: int, tag: str) -> 
                 end += 1
         counter = rows[start] * counts
         bits = np.random.Philox(key=key, counter=[counter % 2**64, 0, 0, 0])
-        words = bits.random_raw((end - start) * counts * _WORDS_PER_COUNT).reshape(end - start, -1)[:, :width]
+        words = bits.random_raw((end - start) * drawn * _WORDS_PER_COUNT).reshape(end - start, -1)[:, :width]
         out[start:end] = (words >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
         start = end
     return torch.from_numpy(out)
 
 
-def training_draws(rows: list[int], length: int, *, num_rows: int, seed: int, step: int) -> Draws:
-    """The random numbers of rows `rows` (indices into the global batch of `num_rows`) at optimizer step `step`."""
+def training_draws(
+    rows: list[int], length: int, *, num_rows: int, seed: int, step: int, row_width: int | None = None
+) -> Draws:
+    """The random numbers of rows `rows` (indices into the global batch of `num_rows`) at optimizer step `step`.
+
+    row_width: longest row there can be, where lengths differ (`uniforms`).
+    """
     return Draws(
         uniforms(rows, 1, seed=seed, step=step, tag="time")[:, 0],
-        uniforms(rows, length, seed=seed, step=step, tag="mask"),
+        uniforms(rows, length, seed=seed, step=step, tag="mask", row_width=row_width),
         torch.tensor(rows),
         num_rows,
     )
 
 
-def evaluation_draws(rows: list[int], length: int, *, num_rows: int, seed: int, repeat: int = 0) -> Draws:
+def evaluation_draws(
+    rows: list[int], length: int, *, num_rows: int, seed: int, repeat: int = 0, row_width: int | None = None
+) -> Draws:
     """The random numbers of evaluation sequences `rows` (dataset indices out of `num_rows`).
 
     Times are stratified over the whole set in a shuffled order, so the estimate depends neither on the batch size nor
@@ -61,7 +76,7 @@ def evaluation_draws(rows: list[int], length: int, *, num_rows: int, seed: int, 
     step = 2**48 + repeat  # never a training step
     return Draws(
         uniforms(rows, 1, seed=seed, step=step, tag="time")[:, 0],
-        uniforms(rows, length, seed=seed, step=step, tag="mask"),
+        uniforms(rows, length, seed=seed, step=step, tag="mask", row_width=row_width),
         torch.from_numpy(order[np.asarray(rows, dtype=np.int64)]),
         num_rows,
     )

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
 from sm_diffusion.data.chat import ChatFiles, PlainChat
-from sm_diffusion.data.chat_cache import ChatEvalLoader, ChatTrainLoader, Padding, as_rows, prepare_chat
+from sm_diffusion.data.chat_cache import as_rows, prepare_chat
 from sm_diffusion.data.chat_collate import ChatSample
-from sm_diffusion.data.loader import EvalLoader, TrainLoader
+from sm_diffusion.data.chat_mixes import ChatMix, MessageFiles
+from sm_diffusion.data.chat_rows import PaddedRows
+from sm_diffusion.data.hub import LocalFolder
+from sm_diffusion.data.loader import LoaderSettings, TrainLoader, eval_loader, table_loader
 from sm_diffusion.data.python_chat import functions_of
-from sm_diffusion.data.sampler import GlobalBatchSampler, eval_batches
 from sm_diffusion.data.tokenizer import ByteTokenizer
 from sm_diffusion.types import Batch, UserError
 from tests.helpers.chats import write_chats
+from tests.helpers.data import write_jsonl
 
 SAMPLES = [ChatSample(list(range(1, 6 + n)), 3) for n in range(12)]
 
 
-def loader(rank: int = 0, world_size: int = 1, micro: int = 1) -> ChatTrainLoader:
-    sampler = GlobalBatchSampler(
-        num_sequences=12,
-        global_batch_sequences=4,
-        micro_batch_sequences=micro,
-        seed=0,
-        rank=rank,
-        world_size=world_size,
-    )
-    return ChatTrainLoader(TrainLoader(table=as_rows(SAMPLES), sampler=sampler, num_workers=0), Padding(0, True, 5))
+SETTINGS = LoaderSettings(
+    global_batch_sequences=4, micro_batch_sequences=1, eval_batch_sequences=5, num_workers=0, seed=0
+)
+PADDED = PaddedRows(pad_id=0, pads_are_maskable=True, seed=5)
+
+
+def loader(rank: int = 0, world_size: int = 1) -> TrainLoader:
+    return table_loader(as_rows(SAMPLES), SETTINGS, rank=rank, world_size=world_size, finish=PADDED)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -63,9 +65,7 @@ def test_a_resumed_loader_goes_on_where_it_was() -> None:
 
 
 def test_prompts_are_kept_and_padding_is_maskable() -> None:
-    batches = eval_batches(num_sequences=12, max_sequences=None, batch_sequences=5, rank=0, world_size=1)
-    inner = EvalLoader(table=as_rows(SAMPLES), batches=batches, num_workers=0)
-    batch = next(iter(ChatEvalLoader(inner, Padding(0, True, 5))))
+    batch = next(iter(eval_loader(as_rows(SAMPLES), SETTINGS, rank=0, world_size=1, finish=PADDED)))
     assert batch.maskable_BL is not None
     assert not batch.maskable_BL[:, :3].any()
     assert batch.maskable_BL[:, 3:].all()
@@ -81,8 +81,9 @@ def test_cache_counts_and_is_opened_again(tmp_path: Path) -> None:
     source = ChatFiles(paths=[str(path)], messages_field="messages", validation_fraction=0.2)
     cache = prepare_chat(source=source, **settings)
     kept = sum(split.sequences for split in cache.meta.splits.values())
-    assert kept + sum(split.dropped for split in cache.meta.splits.values()) == 61
     assert kept == 60
+    refused = [split.refused for split in cache.meta.splits.values()]
+    assert sorted(map(str, refused)) == ["{'no_prompt_and_response': 1}", "{}"]
     again = prepare_chat(source=source, **settings)
     assert again.meta == cache.meta
     row = again.train.rows([0])[0]
@@ -93,16 +94,48 @@ def test_cache_counts_and_is_opened_again(tmp_path: Path) -> None:
     assert tokenizer.decode(row[2 : 2 + row[1]].tolist()).endswith("assistant: ")
 
 
+def test_what_is_refused_is_counted_in_the_cache(tmp_path: Path) -> None:
+    """Of a mix: bytes that are no text, no field, no answer; once encoded: too long, too short."""
+    good = [{"messages": [chat("user", f"ask {n}"), chat("assistant", f"answer {n}")]} for n in range(40)]
+    bad: list[object] = [
+        b'{"messages": "caf\xe9"}',
+        {"other": 1},
+        {"messages": [chat("user", "no answer")]},
+        {"messages": [chat("user", "long"), chat("assistant", "x" * 200)]},
+        {"messages": [chat("user", "short"), chat("assistant", "ab")]},
+        b"",
+    ]
+    write_jsonl(tmp_path / "chats" / "a.jsonl", [*good, *bad])
+    parts = [MessageFiles(LocalFolder(str(tmp_path / "chats")), ("*.jsonl",))]
+    source = ChatMix(parts=parts, validation_fraction=0.2, max_samples=None)
+    settings = {"tokenizer": PlainChat(ByteTokenizer()), "max_tokens": 96, "min_response_tokens": 5}
+    meta = prepare_chat(source=source, cache_dir=tmp_path / "cache", **settings).meta
+    assert meta.refused == {"no_messages": 1, "no_response": 1, "not_utf8": 1}
+    counted = Counter[str]()
+    for split in meta.splits.values():
+        counted.update(split.refused)
+    assert counted == {"too_long": 1, "short_response": 1}
+    (written,) = (tmp_path / "cache").glob("chat-*/meta.json")
+    assert json.loads(written.read_text())["refused"] == meta.refused
+    with pytest.raises(UserError, match=r"no conversation is left for train \(refused: too_long \d+; data.length=9,"):
+        prepare_chat(source=source, cache_dir=tmp_path / "cache", **{**settings, "max_tokens": 9})
+
+
+def chat(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        (b'{"messages": "caf\xe9"}', r"bad\.jsonl: not UTF-8"),
         ("{", r"line 1: not JSON"),
         ("[]", r"line 1: no field 'messages': set data.messages_field"),
         ('{"messages": "x"}', r'messages must be a list of \{"role": text, "content": text\}'),
     ],
 )
-def test_bad_lines(tmp_path: Path, line: str, message: str) -> None:
-    (tmp_path / "bad.jsonl").write_text(line + "\n")
+def test_bad_lines(tmp_path: Path, line: str | bytes, message: str) -> None:
+    (tmp_path / "bad.jsonl").write_bytes((line if isinstance(line, bytes) else line.encode()) + b"\n")
     source = ChatFiles(paths=[str(tmp_path / "bad.jsonl")], messages_field="messages", validation_fraction=0.2)
     with pytest.raises(UserError, match=message):
         list(source.conversations("train"))

@@ -13,8 +13,8 @@ from sm_diffusion.data.chat_collate import (
     collate,
     encode_chat,
     extra_padding,
-    keep,
     padded_length,
+    refusal,
 )
 from sm_diffusion.types import UserError
 
@@ -67,10 +67,11 @@ def test_conversations_without_prompt_or_response(tokenizer: PreTrainedTokenizer
 
 def test_filters() -> None:
     limits = ChatLimits(max_tokens=10, min_response_tokens=3, forbidden_ids=frozenset({99}))
-    assert keep(ChatSample(list(range(10)), 7), limits)
-    assert not keep(ChatSample(list(range(11)), 7), limits)
-    assert not keep(ChatSample(list(range(10)), 8), limits)
-    assert not keep(ChatSample([1, 2, 99, 4, 5], 1), limits)
+    assert refusal(ChatSample(list(range(10)), 7), limits) is None
+    assert refusal(None, limits) == "no_prompt_and_response"
+    assert refusal(ChatSample(list(range(11)), 7), limits) == "too_long"
+    assert refusal(ChatSample(list(range(10)), 8), limits) == "short_response"
+    assert refusal(ChatSample([1, 2, 99, 4, 5], 1), limits) == "tool_call_tokens"
     assert ChatLimits() == ChatLimits(max_tokens=2048, min_response_tokens=5, forbidden_ids=frozenset({151657, 151658}))
 
 
