@@ -28,6 +28,7 @@ from sm_diffusion.data.prepare import TokenCache
 from sm_diffusion.data.sharded import ShardPreparer
 from sm_diffusion.data.tokenizer import ByteTokenizer, TextTokenizer
 from sm_diffusion.data.tokenizer_spec import TokenizerSpec, build_tokenizer
+from sm_diffusion.tools.bench_packing import MICRO_BATCHES, measure_packing
 from sm_diffusion.tools.plan import PEAK_TFLOPS, make_plan
 from sm_diffusion.types import UserError
 
@@ -127,6 +128,7 @@ def measure(folder: Path, *, megabytes: int, large: int, tokenizer: str) -> dict
         for batch in loader:
             tokens += batch.ids_BL.numel()
     found["loaded_tokens_per_second_per_core"] = tokens / (time.process_time() - start)
+    found["real_share"] = measure_packing(folder / "chats")
     for name, size in (("small", megabytes), ("large", large)):
         corpus = small if name == "small" else _corpus(folder / "large", size)
         path, _, _ = _prepare(corpus, ByteTokenizer(), folder / f"bytes-{name}", workers=None)
@@ -156,6 +158,12 @@ def report(found: dict[str, Any]) -> list[str]:
         f"         by 6 N       / {6 * PARAMETERS:.3g} = {rough:,.0f} tokens/s, N = {PARAMETERS:,}",
         f"         the loader gives {loaded / most:.1f} times the largest from one core; streaming needs "
         f"{most / prepared:.1f} cores a GPU to tokenise as fast",
+    ]
+    shares = found["real_share"]
+    lines += [
+        f"packing  micro-batches of {size} conversations: {shares[f'padded_{size}']:.0%} of the positions are real "
+        f"tokens when padded, {shares[f'packed_{size}']:.0%} when packed"
+        for size in MICRO_BATCHES
     ]
     for name in ("small", "large"):
         memory = found[f"memory_{name}"]

@@ -180,7 +180,7 @@ def _broken(root: Path, how: str) -> list[str]:
         ("vocabulary", r"the tokenizer's mask token is 27, that of .* is 257"),
         ("no mask", r"has no mask token \(model_type qwen2\): set add_mask"),
         ("keys", r"does not fit its config.json: 1 missing \(model.norm.weight\)"),
-        ("long", r"no conversation is left for train \(\d+ dropped"),
+        ("long", r"no conversation is left for train \(refused: too_long \d+;"),
         ("json", r'bad.jsonl, line 1: messages must be a list of \{"role": text, "content": text\}'),
         ("hub", r"model.path=nobody/nothing: neither a folder nor a pinned hub id; set model.revision"),
         ("folder", r"model.path=/nowhere/model: there is no such folder"),

@@ -19,6 +19,7 @@ FOUND = {
     "flops_per_token_soft_masked": 6.25e8,
     "consumed_tokens_per_second_mdlm": 2250e12 * 0.5 / 5e8,
     "consumed_tokens_per_second_soft_masked": 2250e12 * 0.5 / 6.25e8,
+    "real_share": {"padded_8": 0.37, "packed_8": 0.72, "padded_32": 0.25, "packed_32": 0.86},
     "memory_small": {"megabytes": 10, "sequences": 9000, "before_mb": 200.0, "after_mb": 203.0, "peak_mb": 204.0},
     "memory_large": {"megabytes": 1000, "sequences": 900_000, "before_mb": 200.0, "after_mb": 206.0, "peak_mb": 225.0},
 }
@@ -33,6 +34,7 @@ def test_the_arithmetic_is_shown() -> None:
         "soft_masked  / 6.25e+08 = 1,800,000 tokens/s",
         "by 6 N       / 1.02e+09 = 1,105,365 tokens/s, N = 169,627,218",
         "the loader gives 44.4 times the largest from one core; streaming needs 2.2 cores",
+        "packing  micro-batches of 32 conversations: 25% of the positions are real tokens when padded, 86% when packed",
         "1,000 MB of text, 900,000 sequences: 6.0 MB on top of 200.0 (while an epoch is being ordered 25.0)",
     ):
         assert words in said
@@ -42,7 +44,7 @@ def test_the_arithmetic_is_shown() -> None:
     ("arguments", "words"),
     [
         (["--megabytes", "0"], "--megabytes 0: give at least 1"),
-        (["--large-megabytes", "999999999"], "--large-megabytes 999999999: needs 3999999.0 GB"),
+        (["--large-megabytes", "999999999"], "--large-megabytes 999999999: needs 4000000.0 GB"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(
@@ -57,7 +59,7 @@ def test_small_run_prints_every_figure(tmp_path: Path, capsys: pytest.CaptureFix
     out = tmp_path / "bench.json"
     assert main(["bench", "data", "--small", "--json", str(out)]) == 0
     said = capsys.readouterr().out
-    for name in ("prepare", "loader", "model", "memory", "mdlm", "by 6 N"):
+    for name in ("prepare", "loader", "model", "memory", "mdlm", "by 6 N", "packing"):
         assert name in said
     found = json.loads(out.read_text())
     assert found["loaded_tokens_per_second_per_core"] > found["prepared_tokens_per_second_per_core"] > 0
