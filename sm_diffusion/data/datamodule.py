@@ -40,7 +40,8 @@ class CorpusMeta(Protocol):
 class Vocabulary(Protocol):
     """What every tokenizer says of itself. vocab_size: V, the mask included."""
 
-    vocab_size: int
+    @property
+    def vocab_size(self) -> int: ...
 
 
 TokenizerT = TypeVar("TokenizerT", bound=Vocabulary)

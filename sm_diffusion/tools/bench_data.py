@@ -58,7 +58,7 @@ def watch():
 
 folder = Path(sys.argv[1])
 before = anonymous_kb()
-watcher = threading.Thread(target=watch)
+watcher = threading.Thread(target=watch, daemon=True)  # an error below must end the process
 watcher.start()
 cache = open_shards(folder, read_manifest(folder))
 settings = LoaderSettings(global_batch_sequences=64, micro_batch_sequences=64, eval_batch_sequences=64, num_workers=0,
