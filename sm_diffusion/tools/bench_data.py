@@ -36,7 +36,7 @@ LENGTH = 1024
 BATCH = 64
 DOCUMENT_CHARACTERS = 5_000  # about those of OpenWebText
 GPU = "B200"  # the fastest that `smd plan` knows
-MFU = 0.5  # better than published trainings of so small a network reach: a bound on what the GPU can consume
+MFU = 0.5  # assumed
 PARAMETERS = 169_627_218  # of model=dit_169m
 READ_MEMORY = """
 import json, sys, threading
