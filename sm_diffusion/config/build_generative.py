@@ -23,7 +23,7 @@ from sm_diffusion.denoisers.convert import Weights
 from sm_diffusion.evaluation.generations import GenerationCache, cache_folder
 from sm_diffusion.evaluation.generative import GenerativeEvaluator, SampleSet, SamplingPlan, Scorers
 from sm_diffusion.evaluation.judge import CausalJudge, load_judge
-from sm_diffusion.evaluation.mauve import MauveScorer, require_mauve
+from sm_diffusion.evaluation.mauve import FEWEST, MauveScorer, require_mauve, too_few
 from sm_diffusion.evaluation.results import sha256_of
 from sm_diffusion.evaluation.zero_shot import PackedText, ZeroShotEvaluator, pack
 from sm_diffusion.training.callbacks import ValidationMetrics
@@ -125,9 +125,12 @@ def build_scorers(evaluated: Evaluated, settings: schema.GenerativeConfig, devic
     same = judge is not None and settings.judge == settings.mauve_features
     model = judge if same else load_judge(settings.mauve_features, key="evaluator.mauve_features", **shared)
     assert model is not None
+    references = _references(evaluated, settings.mauve_references or settings.num_samples)
+    if len(references) < FEWEST:
+        raise UserError(too_few(settings.num_samples, len(references)))
     scorer = MauveScorer(
         model=model,
-        references=_references(evaluated, settings.mauve_references or settings.num_samples),
+        references=references,
         seeds=settings.mauve_seeds,
         scaling=settings.mauve_scaling,
         cache_dir=Path(evaluated.run.data.cache_dir).expanduser(),

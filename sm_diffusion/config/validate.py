@@ -15,6 +15,7 @@ from sm_diffusion.config import schema
 from sm_diffusion.config.build_sampler import sampler_problems
 from sm_diffusion.config.validate_hf import hf_problems
 from sm_diffusion.config.validate_strategy import strategy_problems
+from sm_diffusion.evaluation.mauve import FEWEST, too_few
 from sm_diffusion.training.ckpt_store import exists
 from sm_diffusion.types import UserError
 
@@ -67,6 +68,9 @@ def _generation(config: schema.EvalConfig) -> Problems:
                     yield f"evaluator.temperatures={generative.temperatures}: each must be >= 0"
             if generative.mauve and not generative.mauve_seeds:
                 yield "evaluator.mauve_seeds=[]: give at least one seed of k-means, such as [25]"
+            references = generative.mauve_references or generative.num_samples
+            if generative.mauve and min(generative.num_samples, references) < FEWEST:
+                yield too_few(generative.num_samples, references)
         case schema.ZeroShotConfig() as zero_shot:
             yield from _positive("evaluator.max_sequences", zero_shot.max_sequences)
             if not zero_shot.sources:

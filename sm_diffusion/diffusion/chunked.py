@@ -18,6 +18,8 @@ from sm_diffusion.diffusion.contracts import Head, autocast_dtype
 from sm_diffusion.diffusion.parameterization import NEGATIVE, Parameterization
 from sm_diffusion.diffusion.scratch import GROUP, Scratch, borrowed
 
+_EXP_ROWS = 4096  # of the vocabulary; with 256 columns beside each other 4 MB
+
 
 def group_max(logits_CV: Tensor) -> Tensor:
     """Maxima of GROUP neighbouring columns; (C, V padded / GROUP)."""
@@ -96,23 +98,23 @@ def _column_chunks(hidden_ND: Tensor, head: Head, k: int) -> Iterator[tuple[slic
     vocab_size = head.weight_VD.shape[0]
     step, padded = Scratch.size(head, hidden_ND)
     device = hidden_ND.device
-    with borrowed(step * padded, device) as logits, borrowed(step * padded, device) as exps:
+    with borrowed(step * padded, device) as logits:
         for start in range(0, hidden_ND.shape[0], step):
             hidden_CD = hidden_ND[start : start + step].detach()
             num_rows = hidden_CD.shape[0]
             # A last, smaller chunk takes the front of the memory, so that its columns lie side by side, too.
-            logits_VC, exp_VC = (buffer[: padded * num_rows].view(padded, num_rows) for buffer in (logits, exps))
+            logits_VC = logits[: padded * num_rows].view(padded, num_rows)
             real_VC = logits_VC[:vocab_size]
             torch.mm(head.weight_VD.detach(), hidden_CD.t(), out=real_VC)
             if head.bias_V is not None:
                 real_VC.add_(head.bias_V.detach()[:, None])
             head.parameterization.constrain_(real_VC.t())
             logits_VC[vocab_size:] = NEGATIVE
-            yield slice(start, start + num_rows), _summarize_columns(logits_VC, exp_VC, k)
+            yield slice(start, start + num_rows), _summarize_columns(logits_VC, k)
 
 
-def _summarize_columns(logits_VC: Tensor, exp_VC: Tensor, k: int) -> Summary:
-    """As `summarize_rows`, for one (V padded, C) chunk; exp_VC is scratch of the same shape."""
+def _summarize_columns(logits_VC: Tensor, k: int) -> Summary:
+    """As `summarize_rows`, for one (V padded, C) chunk."""
     num_rows = logits_VC.shape[1]
     grouped_GSC = logits_VC.view(-1, GROUP, num_rows)
     group_max_GC = grouped_GSC.amax(1)
@@ -121,10 +123,15 @@ def _summarize_columns(logits_VC: Tensor, exp_VC: Tensor, k: int) -> Summary:
         # exp() of the logits as they are would leave float32's range: shift every row to a maximum of 0.
         logits_VC.sub_(max_C)
         group_max_GC.sub_(max_C)
-    torch.exp(logits_VC, out=exp_VC)
-    total_C = exp_VC.sum(0)
+    # A slice of the vocabulary at a time: its exponentials stay in the cache, and no second (V, C) buffer is needed.
+    exp_SC = logits_VC.new_empty(min(_EXP_ROWS, logits_VC.shape[0]), num_rows)
+    total_C, dot_C = torch.zeros_like(max_C), torch.zeros_like(max_C)
+    for part_SC in logits_VC.split(_EXP_ROWS):
+        part_exp_SC = torch.exp(part_SC, out=exp_SC[: part_SC.shape[0]])
+        total_C += part_exp_SC.sum(0)
+        dot_C += part_exp_SC.mul_(part_SC).sum(0)
     # -H = sum p l - log sum exp(l), whatever constant l is shifted by.
-    neg_entropy_C = exp_VC.mul_(logits_VC).sum(0) / total_C - total_C.log()
+    neg_entropy_C = dot_C / total_C - total_C.log()
     num_groups = min(k, group_max_GC.shape[0])
     groups_CK = group_max_GC.t().topk(num_groups, dim=-1).indices
     index_KSC = groups_CK.t()[:, None].expand(-1, GROUP, -1)

@@ -59,6 +59,11 @@ def kept_bytes() -> int:
     return sum(4 * buffer.numel() for buffer in _POOL.__dict__.get("buffers", []))
 
 
+def release() -> None:
+    """Give up the buffers that this thread keeps."""
+    _POOL.__dict__.pop("buffers", None)
+
+
 class Scratch:
     """A reusable (C, V padded) float32 buffer that one chunk of constrained logits after another is written to."""
 

@@ -91,6 +91,7 @@ class GenerativeEvaluator(Evaluator):
         metrics: dict[str, float] = {}
         protocol = dict(self.protocol)
         frontier: list[dict[str, float]] = []
+        caution: str | None = None
         for sample_set in self.sets:
             suffix = f"@{sample_set.temperature:g}" if len(self.sets) > 1 else ""
             samples = sample_set.cache.read(self.plan.count)
@@ -101,13 +102,16 @@ class GenerativeEvaluator(Evaluator):
                 score = mauve.score([sample.text for sample in samples])
                 found |= {"mauve": score.spread.mean, "mauve_std": score.spread.std or 0.0}
                 protocol[f"mauve{suffix}"] = score.describe()
-                self.scorers.say(score.describe())
+                self.scorers.say(score.describe() + (f" at temperature {suffix[1:]}" if suffix else ""))
+                caution = score.caution()
             metrics |= {f"gen/{name}{suffix}": value for name, value in found.items()}
             protocol[f"samples{suffix}"] = str(sample_set.cache.folder)
             if judge is not None:
                 frontier.append(
                     {"temperature": sample_set.temperature, "ppl": found["ppl"], "entropy": found["entropy"]}
                 )
+        if caution is not None:
+            self.scorers.say(caution)
         if len(frontier) > 1:
             draw_frontier(frontier, self.frontier_plot)
             protocol |= {"frontier": frontier, "frontier_plot": str(self.frontier_plot)}
@@ -166,15 +170,20 @@ def draw_frontier(points: Sequence[dict[str, float]], out: Path) -> Path:
             f"T = {point['temperature']:g}",
             (point["entropy"], point["ppl"]),
             textcoords="offset points",
-            xytext=(6, 4),
+            xytext=(-6, 6),  # the curve leaves a point to the upper right
+            horizontalalignment="right",
             fontsize=8,
         )
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:,.4g}")
+    axes.yaxis.set_minor_formatter("{x:,.4g}")
     axes.set_xlabel("unigram entropy of a sample, nats (higher: more varied)")
     axes.set_ylabel("generative perplexity (lower: more likely)")
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12, y=0.12)
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=160)
+    temporary = out.with_name(f".{out.stem}.tmp.png")
+    figure.savefig(temporary, dpi=160)
+    temporary.replace(out)
     return out

@@ -24,6 +24,10 @@ from sm_diffusion.types import UserError
 EXTRA = "evaluator.mauve=true: the package mauve-text is missing; install the extra: pip install 'sm-diffusion[eval]'"
 
 
+FEWEST = 20  # texts of each kind: below, k-means gets two clusters and the score says next to nothing
+NOISY = 1000  # texts below which mauve-text's authors expect an optimistic and unstable score
+
+
 def require_mauve() -> Any:
     """The module, or UserError naming the extra."""
     try:
@@ -50,6 +54,27 @@ class MauveScore(NamedTuple):
             f"{self.num_references} references, {self.num_clusters} clusters)"
         )
 
+    def caution(self) -> str | None:
+        """A line for the reader where the score is optimistic and unstable for want of texts."""
+        fewest = min(self.num_samples, self.num_references)
+        if fewest >= NOISY:
+            return None
+        return (
+            f"MAUVE of n = {fewest} texts in {self.num_clusters} clusters is too high and noisy: compare it with "
+            f"scores of the same n only, or set evaluator.num_samples and evaluator.mauve_references to {NOISY} or more"
+        )
+
+
+def too_few(num_samples: int, num_references: int) -> str:
+    """The line that refuses a score of so few texts."""
+    smallest = min(num_samples, num_references)
+    key, count = ("num_samples", num_samples) if num_samples == smallest else ("mauve_references", num_references)
+    return (
+        f"evaluator.{key}={count}: MAUVE of n = {smallest} texts would have {max(2, round(smallest / 10))} clusters "
+        f"and mean nothing; give at least {FEWEST} samples and {FEWEST} references (published: 5,000), or set "
+        "evaluator.mauve=false"
+    )
+
 
 def mauve_score(
     samples_ND: NDArray[np.float32], references_ND: NDArray[np.float32], *, seeds: Sequence[int], scaling: float = 5.0
@@ -60,9 +85,9 @@ def mauve_score(
     """
     mauve = require_mauve()
     smallest = min(len(samples_ND), len(references_ND))
-    if smallest < 4:
-        raise UserError(f"evaluator.num_samples={len(samples_ND)}: MAUVE needs at least 4 samples and 4 references")
     clusters = max(2, round(smallest / 10))
+    if smallest < FEWEST:
+        raise UserError(too_few(len(samples_ND), len(references_ND)))
     by_seed = {
         seed: float(
             mauve.compute_mauve(

@@ -136,15 +136,18 @@ class ConfidenceOrder(UnmaskPolicy):
         return self.pace.end_time
 
 
-class RandomOrder(UnmaskPolicy):
-    """A timetable's number of tokens a step, at uniformly random masked positions."""
+class ChosenFirst(UnmaskPolicy):
+    """Positions chosen without a prediction, on a grid of num_steps times."""
 
     def __init__(self, *, num_steps: int, eps: float = 1e-3) -> None:
         self.pace = Timetable(num_steps=num_steps, eps=eps)
 
+    @abstractmethod
+    def pick(self, state: State, noise: StepNoise) -> Tensor:
+        """bool (B, L), masked positions that get a token in this step."""
+
     def propose(self, state: State, noise: StepNoise) -> Proposal:
-        draw_BL = top_n(noise.order_BL, state.masked_BL, self.pace.scheduled(state))
-        return Proposal(masked_share(state), draw_BL)
+        return Proposal(masked_share(state), self.pick(state, noise))
 
     def max_steps(self, open_BL: Tensor) -> int:
         return self.pace.max_steps(open_BL)
@@ -158,23 +161,15 @@ class RandomOrder(UnmaskPolicy):
         return self.pace.end_time
 
 
-class Origin(UnmaskPolicy):
+class RandomOrder(ChosenFirst):
+    """A timetable's number of tokens a step, at uniformly random masked positions."""
+
+    def pick(self, state: State, noise: StepNoise) -> Tensor:
+        return top_n(noise.order_BL, state.masked_BL, self.pace.scheduled(state))
+
+
+class Origin(ChosenFirst):
     """Dream's "origin": every masked position by itself, with probability 1 - s / t; in the last step all."""
 
-    def __init__(self, *, num_steps: int, eps: float = 1e-3) -> None:
-        self.grid = TimeGrid(num_steps, eps)
-
-    def propose(self, state: State, noise: StepNoise) -> Proposal:
-        draw_BL = state.masked_BL & (noise.move_BL < self.grid.share(state.step))
-        return Proposal(masked_share(state), draw_BL)
-
-    def max_steps(self, open_BL: Tensor) -> int:
-        return self.grid.num_steps
-
-    @property
-    def remasks(self) -> bool:
-        return False
-
-    @property
-    def end_time(self) -> float:
-        return self.grid.times[-1]
+    def pick(self, state: State, noise: StepNoise) -> Tensor:
+        return state.masked_BL & (noise.move_BL < self.pace.grid.share(state.step))

@@ -2,7 +2,8 @@
 
 The plain sampler holds the whole (B, L, V) distribution in float64 and draws everywhere (`sampling.plain`). Ours runs
 the same ancestral steps positions-first. Weights are random; times are milliseconds a step, from whole runs taken in
-turn; peak memory comes from the allocator's events in runs that are not timed.
+turn; peak memory comes from the allocator's events in runs that are not timed. The matrix products that MDLM and
+soft-masking cannot do without (`bench_floor`) are timed in the same turns: they bound the ratio of the two.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sm_diffusion.denoisers.dit import DiT, DiTShape
-from sm_diffusion.diffusion import mixing
+from sm_diffusion.diffusion import mixing, scratch
 from sm_diffusion.diffusion.parameterization import Subs
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
 from sm_diffusion.diffusion.soft_mask import SoftMask
@@ -33,6 +34,7 @@ from sm_diffusion.sampling import (
     blank,
 )
 from sm_diffusion.sampling.plain import plain_sample
+from sm_diffusion.tools.bench_floor import Pass, arithmetic, counted, products_alone
 from sm_diffusion.tools.measure import interleaved_ms, peak_mb
 
 TOP_PS = (1.0, 0.9)
@@ -83,20 +85,46 @@ class Bench:
         }
 
 
-def measure_one(bench: Bench, *, num_steps: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds a step, peak MB and ratios at one top_p."""
+    def passes(self, num_steps: int) -> dict[str, list[Pass]]:
+        """What mdlm and sm ran, counted."""
+        network, runs, found = self.network, self.runs(num_steps), {}
+        for name in ("mdlm", "sm"):
+            with counted(network) as found[name]:
+                runs[name]()
+        return found
+
+    @property
+    def network(self) -> DiT:
+        assert isinstance(self.mdlm.denoiser, DiT)
+        return self.mdlm.denoiser
+
+
+def own_peak_mb(step: Callable[[], object]) -> float:
+    """Peak with nothing kept from earlier steps, so that buffers the step leaves for the next count as its own."""
+    scratch.release()
+    return peak_mb(step)
+
+
+def measure_one(bench: Bench, passes: dict[str, list[Pass]], *, num_steps: int, repeats: int) -> dict[str, Any]:
+    """Milliseconds a step, peak MB and ratios at one top_p. `passes`: of mdlm and sm, which no top_p changes."""
     runs = bench.runs(num_steps)
-    for warm in bench.runs(1).values():
+    length = bench.canvas.ids_BL.shape[1]
+    floors = {f"{name}_floor": products_alone(bench.network, made, length=length) for name, made in passes.items()}
+    for warm in [*bench.runs(1).values(), *floors.values()]:
         warm()
-    ms = {name: value / num_steps for name, value in interleaved_ms(runs, repeats=repeats, warmup=0).items()}
-    mb = {name: peak_mb(step) for name, step in runs.items() if name != "plain"}
-    mb["plain"] = peak_mb(lambda: bench.plain(_PLAIN_MEMORY_STEPS))
-    results: dict[str, Any] = {f"{name}_ms": ms[name] for name in runs}
+    timed = interleaved_ms(runs | floors, repeats=repeats, warmup=0)
+    ms = {name: value / num_steps for name, value in timed.items()}
+    mb = {name: own_peak_mb(step) for name, step in runs.items() if name != "plain"}
+    mb["plain"] = own_peak_mb(lambda: bench.plain(_PLAIN_MEMORY_STEPS))
+    results: dict[str, Any] = {f"{name}_ms": value for name, value in ms.items()}
     results |= {f"{name}_peak_mb": mb[name] for name in runs}
     results["ratios"] = {
         "plain_over_mdlm": ms["plain"] / ms["mdlm"],
         "plain_over_sm": ms["plain"] / ms["sm"],
         "sm_over_mdlm": ms["sm"] / ms["mdlm"],
+        "sm_over_mdlm_floor": ms["sm_floor"] / ms["mdlm_floor"],
+        "mdlm_over_floor": ms["mdlm"] / ms["mdlm_floor"],
+        "sm_over_floor": ms["sm"] / ms["sm_floor"],
         "sm_over_mdlm_confidence": ms["sm_confidence"] / ms["mdlm_confidence"],
         "plain_over_mdlm_memory": mb["plain"] / mb["mdlm"],
         "plain_over_sm_memory": mb["plain"] / mb["sm"],
@@ -115,16 +143,22 @@ def run(
     repeats: int = 1,
 ) -> dict[str, Any]:
     """All figures. The keys at the top are those of top_p = 1, where the plain sampler need not sort and is fastest;
-    `by_top_p` holds each. `logits_mb`: what one float32 (B, L, V) tensor would take."""
+    `by_top_p` holds each. `logits_mb`: what one float32 (B, L, V) tensor would take. `arithmetic`: its products."""
     predictors = build_predictors(vocab=vocab, width=width, blocks=blocks, top_k=3)
+    counting = Bench(predictors, length=length, batch=batch, top_p=1.0)
+    passes = counting.passes(steps)
+    products = {
+        name: arithmetic(counting.network, made, length=length, steps=steps) for name, made in passes.items()
+    }
     by_top_p = {}
     for top_p in TOP_PS:
         bench = Bench(predictors, length=length, batch=batch, top_p=top_p)
-        by_top_p[str(top_p)] = measure_one(bench, num_steps=steps, repeats=repeats)
+        by_top_p[str(top_p)] = measure_one(bench, passes, num_steps=steps, repeats=repeats)
     settings = {"vocab": vocab, "width": width, "blocks": blocks, "length": length, "batch": batch, "steps": steps}
     found = environment()
     return by_top_p[str(TOP_PS[0])] | {
         "by_top_p": by_top_p,
+        "arithmetic": products | {"sm_over_mdlm": products["sm"]["gflop"] / products["mdlm"]["gflop"]},
         "logits_mb": batch * length * vocab * 4 / 1e6,
         "settings": settings | {"repeats": repeats},
         "machine": found["machine"],
@@ -163,8 +197,17 @@ def run_cli(args: argparse.Namespace) -> int:
             bound = "at most" if name == "sm_over_mdlm" else "at least"
             print(f"{name} = {value:.3f} (wanted {bound} {wanted}: {'met' if met else 'missed'})")
     print(f"one float32 (B, L, V) tensor: {results['logits_mb']:.1f} MB; ours never holds one")
-    print("MDLM applies the head only where it draws, soft-masking at every mask: compare the confidence orders,")
-    print("which apply it at every mask in both, to see what the feedback itself costs")
+    print(f"{'a step must multiply':<22}{'head rows':>10}{'blocks GFLOP':>14}{'head GFLOP':>12}{'alone ms':>10}")
+    for name in ("mdlm", "sm"):
+        found = results["arithmetic"][name]
+        print(
+            f"{name:<22}{found['head_rows']:>10.1f}{found['forward_gflop']:>14.2f}{found['head_gflop']:>12.2f}"
+            f"{results[f'{name}_floor_ms']:>10.1f}"
+        )
+    print(f"sm / mdlm by operations {results['arithmetic']['sm_over_mdlm']:.3f}, ", end="")
+    print(f"by the products alone {results['ratios']['sm_over_mdlm_floor']:.3f}: no ancestral sampler can do better,")
+    print("MDLM needs logits only where it draws, a memory at every mask. The confidence orders need them at every")
+    print("mask in both: their ratio is what the feedback itself costs")
     if args.json is not None:
         write_json(args.json, results)
         print(f"written to {args.json}")

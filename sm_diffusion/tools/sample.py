@@ -79,7 +79,9 @@ def run(args: argparse.Namespace) -> int:
         recording = trajectory_json(model, settings, recorded, seed=args.seed, checkpoint=args.checkpoint)
         try:
             args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(recording, ensure_ascii=False, separators=(",", ":")) + "\n")
+            temporary = args.json.with_name(f".{args.json.name}.tmp")
+            temporary.write_text(json.dumps(recording, ensure_ascii=False, separators=(",", ":")) + "\n")
+            temporary.replace(args.json)
         except OSError as error:
             raise UserError(f"{args.json}: cannot be written ({error.strerror}); choose another file") from None
         print(f"written to {args.json}; look at it with: smd view {args.json}", file=sys.stderr)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from sm_diffusion.types import UserError
 from tests.helpers.runs import run
 from tests.unit.test_generation_scores import save_tiny_judge
 
+ROOT = Path(__file__).parents[2]
 SAMPLERS = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
 
 
@@ -116,6 +119,36 @@ def test_samples_are_made_once_and_a_killed_run_goes_on(root: Path, checkpoint: 
     before = file.read_bytes()
     assert generative(checkpoint, root, f"evaluator.samples_dir={parts}")["metrics"] == again["metrics"]
     assert file.read_bytes() == before
+
+
+def test_the_command_scores_a_frontier_with_mauve(
+    root: Path, checkpoint: Path, judge: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`python eval.py evaluator=generative ...` as typed, to its end: what it prints and what it leaves."""
+    pytest.importorskip("mauve", reason="mauve-text is not installed (pip install 'sm-diffusion[eval]')")
+    out = root / "command"
+    command = ["eval.py", "evaluator=generative", f"checkpoint={checkpoint}", f"evaluator.judge={judge}",
+               "evaluator.mauve=true", f"evaluator.mauve_features={judge}", "evaluator.num_samples=24",
+               "evaluator.mauve_seeds=[25,26]", "evaluator.temperatures=[0.5,1.0]", "sampler.num_steps=4",
+               "accelerator=cpu", f"output_dir={out}"]
+    monkeypatch.setattr(sys, "argv", command)
+    runpy.run_path(str(ROOT / "eval.py"), run_name="__main__")
+    printed, said = capsys.readouterr()
+    metrics = json.loads((out / "results.json").read_text())["metrics"]
+    for temperature in ("0.5", "1"):
+        for name in ("ppl", "entropy", "distinct_2", "repetition_4", "mauve", "nfe", "tokens_per_second"):
+            assert f"gen/{name}@{temperature}" in metrics
+            assert f"gen/{name}@{temperature} " in printed
+    assert 0 < metrics["gen/mauve@1"] <= 1
+    assert said.count("n = 24 samples, 24 references, 2 clusters") == 2
+    assert "25: " in said
+    assert "26: " in said
+    assert "24 made now" in said
+    assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr(sys, "argv", [*command, "evaluator.num_samples=12"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "eval.py"), run_name="__main__")
+    assert "MAUVE of n = 12 texts would have 2 clusters" in capsys.readouterr().err
 
 
 def test_samples_of_other_ranks_join(root: Path, checkpoint: Path, model: Any) -> None:

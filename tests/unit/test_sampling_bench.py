@@ -30,4 +30,13 @@ def test_bench_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert row["plain_peak_mb"] > 4 * found["logits_mb"]
         assert row["mdlm_peak_mb"] < found["logits_mb"]
         assert row["sm_peak_mb"] < found["logits_mb"]
+    # Soft-masking needs logits wherever a mask is left, MDLM where a token is drawn: 128 positions in 16 steps.
+    mdlm, sm = found["arithmetic"]["mdlm"], found["arithmetic"]["sm"]
+    assert mdlm["head_rows"] == pytest.approx(128 / 16)
+    assert sm["head_rows"] > 5 * mdlm["head_rows"]
+    assert sm["forward_gflop"] == pytest.approx(2 * 64 * (2 * 12 * 64**2 + 4 * 64 * 64) / 1e9)
+    assert sm["head_gflop"] == pytest.approx(sm["head_rows"] * 2 * 64 * 2000 / 1e9)
+    assert found["sm_floor_ms"] > 0
+    assert found["mdlm_floor_ms"] > 0
+    assert {"sm_over_mdlm_floor", "sm_over_floor"} <= set(found["ratios"])
     assert {"ratios", "machine", "versions", "settings"} <= set(found)
