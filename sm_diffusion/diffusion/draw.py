@@ -6,7 +6,6 @@ once, a chunk of logits at a time, sorted so that both sets are contiguous.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from sm_diffusion.diffusion import chunked
 from sm_diffusion.diffusion.contracts import Head, Readout
 from sm_diffusion.diffusion.readout import Summarize, scatter_memory
-from sm_diffusion.diffusion.scratch import Scratch, borrowed
+from sm_diffusion.diffusion.scratch import Scratch
 from sm_diffusion.types import LogitsMemory, Memory
 
 _SLICE_ROWS = 32  # rows whose probabilities are held beside one chunk of logits
@@ -74,29 +73,23 @@ class Draw:
         confidence_M = torch.full((num_positions,), -torch.inf, dtype=torch.float64, device=device)
         union_N, num_drawn, first_remembered = self._order(num_positions, summarize, device)
         hidden_ND = hidden_BLD.reshape(num_positions, -1).index_select(0, union_N)
-        num_walked = len(union_N)
-        if summarize is not None and chunked.prefers_columns(head, hidden_ND):
-            num_walked = num_drawn  # the rest is faster as `chunked.summarize` computes it
+        scratch = Scratch(head, hidden_ND)
         parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        walked_ND = hidden_ND[:num_walked]
-        with borrowed(math.prod(Scratch.size(head, walked_ND)), device) as buffer:
-            scratch = Scratch(head, walked_ND, buffer)
-            for rows, hidden_CD in scratch.chunks(walked_ND):
-                logits_CV = scratch.logits(hidden_CD)
-                if summarize is not None and rows.stop > first_remembered:
-                    # Before the rule, which may overwrite the logits; in slices, to keep their probabilities small.
-                    for start in range(max(0, first_remembered - rows.start), logits_CV.shape[0], _SLICE_ROWS):
-                        part_CV = logits_CV[start : start + _SLICE_ROWS]
-                        parts.append(chunked.summarize_rows(part_CV, summarize.top_k, torch.empty_like(part_CV)))
-                if rows.start < num_drawn:
-                    positions_C = union_N[rows.start : min(rows.stop, num_drawn)]
-                    ids_M[positions_C], confidence_M[positions_C] = self.rule(
-                        logits_CV[: len(positions_C)], positions_C
-                    )
+        for rows, hidden_CD in scratch.chunks(hidden_ND):
+            logits_CV = scratch.logits(hidden_CD)
+            if summarize is not None and rows.stop > first_remembered:
+                # Before the rule, which may overwrite the logits; in slices, to keep their probabilities small.
+                for start in range(max(0, first_remembered - rows.start), logits_CV.shape[0], _SLICE_ROWS):
+                    part_CV = logits_CV[start : start + _SLICE_ROWS]
+                    parts.append(chunked.summarize_rows(part_CV, summarize.top_k, torch.empty_like(part_CV)))
+            if rows.start < num_drawn:
+                positions_C = union_N[rows.start : min(rows.stop, num_drawn)]
+                ids_M[positions_C], confidence_M[positions_C] = self.rule(logits_CV[: len(positions_C)], positions_C)
         drawn = Drawn(ids_M.view(shape), confidence_M.view(shape), None)
         if summarize is None:
             return drawn
-        parts.append(chunked.summarize(hidden_ND[num_walked:], head, summarize.top_k))
+        nothing_NK = ids_M.new_zeros(0, summarize.top_k)
+        parts.append((nothing_NK, nothing_NK.float(), nothing_NK[:, 0].float()))
         ids_NK, probs_NK, neg_entropy_N = (torch.cat(part) for part in zip(*parts, strict=True))
         memory = Memory(ids_NK, probs_NK, neg_entropy_N)
         return drawn._replace(memory=scatter_memory(memory, union_N[first_remembered:], shape))
