@@ -121,7 +121,8 @@ class MauveScorer:
 
     def reference_features(self) -> NDArray[np.float32]:
         """From the cache when the same model has read the same texts before."""
-        weights = float(next(self.model.model.parameters()).detach().double().sum())  # a folder may come to hold another model
+        first = next(self.model.model.parameters()).detach()
+        weights = float(first.double().sum())  # a folder may come to hold another model
         key = json.dumps([self.model.name, weights, self.model.max_tokens, list(self.references)])
         path = self.cache_dir / f"mauve-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
         if path.exists():
