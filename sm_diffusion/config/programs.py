@@ -16,6 +16,7 @@ from sm_diffusion.config.build import build_module, build_predictor
 from sm_diffusion.config.build_data import build_datamodule
 from sm_diffusion.config.build_hf import write_adapter_folder
 from sm_diffusion.config.console import is_first_rank, quiet_libraries, say
+from sm_diffusion.config.publish import publish
 from sm_diffusion.config.trainer import Built, build_trainer
 from sm_diffusion.config.validate import validate_train, validate_vocabulary
 from sm_diffusion.data.datamodule import TokenDataModule
@@ -138,6 +139,7 @@ def _finish(
         hashed = last / ckpt_store.CHECKSUMS if last.is_dir() else last
         results |= {"checkpoint": str(last), "checkpoint_sha256": sha256_of(hashed) if hashed.exists() else None}
         write_json(folder / "results.json", results)
+        publish(trainer.loggers, results)
         if write_adapter_folder(module.predictor, folder / "adapter"):
             say(f"{config.name}: adapter and omegas in {folder / 'adapter'}")
         if config.callbacks.plots:

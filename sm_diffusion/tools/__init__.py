@@ -1,8 +1,8 @@
 """Command-line tools, and what they share: what an experiment is, where its runs lie, how tables are printed.
 
 An experiment is a folder `experiments/<name>/` of Hydra files, one a row. Beside them, `experiment.yaml` says how rows
-are ordered and shown, and `expected.json` holds published or earlier values. A row's run lies in `runs/<name>/<row>`,
-its other seeds in `runs/<name>/<row>-seed<k>`.
+are ordered and shown, and `expected.json` holds published or earlier values (`tools/expected.py`). A row's run lies in
+`runs/<name>/<row>`, its other seeds in `runs/<name>/<row>-seed<k>`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from sm_diffusion.evaluation.results import read_json, read_results
+from sm_diffusion.evaluation.results import read_results
 from sm_diffusion.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +42,6 @@ IRRELEVANT = (
     "trainer.log_every_steps",
     "trainer.threads",
 )
-EXPECTED = "expected.json"
 TEXT_WIDTH = 110
 CELL_WIDTH = 44
 # Left in a run folder whose starting checkpoint was trained again.
@@ -143,23 +142,6 @@ def seed_folders(experiment: str, row: str, *, runs: Path = RUNS) -> list[Path]:
     others = [path for path in own.parent.glob("*-seed*") if re.fullmatch(re.escape(row) + r"-seed\d+", path.name)]
     others.sort(key=lambda path: int(path.name.rpartition("-seed")[2]))
     return [path for path in (own, *others) if path.is_dir()]
-
-
-def expected_values(experiment: Experiment) -> list[tuple[str, str, dict[str, Any]]]:
-    """(row, metric, {value, tolerance, source}) of expected.json; several sources for one metric are a list."""
-    path = experiment.folder / EXPECTED
-    if not path.is_file():
-        return []
-    found = []
-    for row, metrics in read_json(path).items():
-        if row not in experiment.rows:
-            raise UserError(f"{path}: {row}: no such row; the rows are {', '.join(experiment.rows)}")
-        for metric, entries in metrics.items():
-            for entry in entries if isinstance(entries, list) else [entries]:
-                if not isinstance(entry, dict) or "value" not in entry or "source" not in entry:
-                    raise UserError(f'{path}: {row}: {metric}: give {{"value", "tolerance", "source"}}')
-                found.append((row, metric, entry))
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------------ state

@@ -9,32 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.evaluation.results import Spread, paired_difference, read_results, spread
-from sm_diffusion.tools import (
-    RUNS,
-    Experiment,
-    csv_table,
-    expected_values,
-    load_experiment,
-    markdown_table,
-    number,
-    seed_folders,
-    text_table,
-    wrap_text,
-)
+from sm_diffusion.evaluation.results import spread
+from sm_diffusion.tools import RUNS, Experiment, csv_table, load_experiment, number
+from sm_diffusion.tools.collect import Collected, Row, check_source, collect, is_higher_better, warnings
+from sm_diffusion.tools.expected import Expectation, Expected, read_expected
+from sm_diffusion.tools.formats import RENDERERS, Document, Grid, Lines
+from sm_diffusion.tools.stats import bootstrap_interval, difference
 
 HELP = "print the results of an experiment beside expected values"
 EXAMPLES = """
 smd table quickstart
 smd table quickstart --seeds
-smd table quickstart --format markdown
-smd table quickstart --format csv > quickstart.csv
+smd table quickstart --from /data/runs --format latex > quickstart.tex
+smd table quickstart --from wandb:my-team/sm_diffusion --format html > quickstart.html
 """
+FORMATS = (*RENDERERS, "csv")
 NOT_RUN = "not run"
 ABSENT = "-"
-VERDICT_METRIC = "val/ppl"
-# A run's own settings, which may differ between the seeds of one row.
-PER_SEED_SETTINGS = ("name", "output_dir", "seed", "init_from", "ckpt_path", "overwrite")
+HEADLINE = "val/ppl"
+MOST_METRICS = 12  # columns of an experiment that names none and has no standard metric
 
 
 # ------------------------------------------------------------------------------------------------------------ cells
@@ -58,53 +51,31 @@ COLUMNS = (
     Column("compute/flops", "train FLOPs", 0),
     Column("compute/tokens_per_second", "tokens/s", 0),
 )
+KNOWN = {column.key: column for column in COLUMNS}
 OMEGAS = "omega s, a, b"
 FIRST_COST = "passes"
+HOURS = "planned GPU-h"
 OMEGA_KEYS = ("omegas/omega_s", "omegas/omega_a", "omegas/omega_b")
-SECTIONS = ("compute", "omegas")  # of results.json, named by a key's prefix; other keys are metrics
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row's results by seed, empty when it was not run. unfinished: its folders without results."""
-
-    name: str
-    runs: Mapping[int, dict[str, Any]]
-    unfinished: Sequence[Path] = ()
-
-    def values(self, key: str) -> dict[int, float]:
-        """seed -> value, of the runs that have it."""
-        prefix, _, rest = key.partition("/")
-        section, name = (prefix, rest) if prefix in SECTIONS else ("metrics", key)
-        found = {seed: (results.get(section) or {}).get(name) for seed, results in self.runs.items()}
-        return {seed: float(value) for seed, value in found.items() if value is not None}
+def column_of(key: str) -> Column:
+    return KNOWN.get(key, Column(key, key))
 
 
-def collect(experiment: Experiment, runs: Path = RUNS) -> list[Row]:
-    """Read the results of every row and seed."""
-    rows = []
-    for name in experiment.rows:
-        found: dict[int, dict[str, Any]] = {}
-        unfinished = []
-        for folder in seed_folders(experiment.name, name, runs=runs):
-            if (folder / "results.json").is_file():
-                results = read_results(folder / "results.json")
-                found[int(results["seed"])] = results
-            else:
-                unfinished.append(folder)
-        rows.append(Row(name, found, unfinished))
-    return rows
-
-
-def with_spread(values: Spread, digits: int) -> str:
-    """mean, or mean ± std over at least two runs."""
-    mean = number(values.mean, digits)
-    if values.std is None or (digits == 0 and values.std == 0):
+def summary_cell(values: Sequence[float], digits: int = 4) -> str:
+    """mean; over at least two runs mean ± standard deviation [95 % interval]."""
+    found = spread(values)
+    mean = number(found.mean, digits)
+    if found.std is None or found.std == 0 or not math.isfinite(found.std):
         return mean
-    if digits == 0 or not math.isfinite(values.std) or not math.isfinite(values.mean):
-        return f"{mean} ± {number(values.std, 0)}"
-    decimals = len(mean.partition(".")[2])
-    return f"{mean} ± {values.std:.{decimals}f}"
+    interval = bootstrap_interval(values)
+    assert interval is not None
+    if digits == 0:
+        shown = [number(value, 0) for value in (found.std, *interval)]
+    else:
+        decimals = len(mean.partition(".")[2])
+        shown = [f"{value:.{decimals}f}" for value in (found.std, *interval)]
+    return f"{mean} ± {shown[0]} [{shown[1]}, {shown[2]}]"
 
 
 def cell(row: Row, column: Column) -> str:
@@ -112,7 +83,7 @@ def cell(row: Row, column: Column) -> str:
     if not row.runs:
         return NOT_RUN
     values = row.values(column.key)
-    return with_spread(spread(list(values.values())), column.digits) if values else ABSENT
+    return summary_cell(list(values.values()), column.digits) if values else ABSENT
 
 
 def omega_cell(row: Row) -> str:
@@ -123,178 +94,162 @@ def omega_cell(row: Row) -> str:
     return ", ".join(number(spread(values).mean, 3) for values in found) if all(found) else ABSENT
 
 
-def columns_of(experiment: Experiment, rows: Sequence[Row]) -> list[Column]:
-    """The experiment's columns, or the standard ones that any run has; all of them while nothing was run."""
-    known = {column.key: column for column in COLUMNS}
+def columns_of(experiment: Experiment, collected: Collected, expected: Expected) -> list[Column]:
+    """The experiment's columns, or the standard ones that any run has and those with an expected value; with neither,
+    the first metrics of the results. All standard ones while nothing was run."""
     if experiment.columns:
-        return [known.get(key, Column(key, key)) for key in experiment.columns]
+        return [column_of(key) for key in experiment.columns]
+    rows = collected.rows
+    extra = [metric for _, metric in expected.pairs() if metric not in KNOWN]
     if not any(row.runs for row in rows):
-        return list(COLUMNS)
-    return [column for column in COLUMNS if any(row.values(column.key) for row in rows)]
+        return [*COLUMNS, *map(column_of, dict.fromkeys(extra))]
+    standard = [column for column in COLUMNS if any(row.values(column.key) for row in rows)]
+    own = dict.fromkeys(metric for row in rows for metric in row.metrics())
+    without_standard = any(row.runs and not any(row.values(column.key) for column in standard) for row in rows)
+    if without_standard:
+        extra += [metric for metric in own if metric not in KNOWN and not metric.startswith("val/")][:MOST_METRICS]
+    return [*standard, *map(column_of, dict.fromkeys(extra))]
 
 
-def main_table(experiment: Experiment, rows: Sequence[Row], *, by_seed: bool) -> list[list[str]]:
-    """Header and one line a row, or a run. The last column, if any run has omegas, shows their final values."""
-    columns = columns_of(experiment, rows)
-    omegas = any(results.get("omegas") for row in rows for results in row.runs.values())
-    head = "seed" if by_seed else "n"
-    lines = [["row", head, *(column.title for column in columns), *([OMEGAS] if omegas else [])]]
-    for row in rows:
-        parts = [Row(row.name, {seed: row.runs[seed]}) for seed in sorted(row.runs)] if by_seed and row.runs else [row]
+def main_table(collected: Collected, columns: Sequence[Column], expected: Expected, *, by_seed: bool) -> Lines:
+    """Header and one line a row, or a run. Last, where there are such: final omegas, planned GPU-hours."""
+    omegas = any(run.get("omegas") for row in collected.rows for run in row.runs.values())
+    head = ["row", "seed" if by_seed else "n", *(column.title for column in columns)]
+    lines = [[*head, *([OMEGAS] if omegas else []), *([HOURS] if expected.gpu_hours else [])]]
+    for row in collected.rows:
+        split = by_seed and row.runs
+        parts = [Row(row.name, {k: row.runs[k]}, (), row.version) for k in sorted(row.runs)] if split else [row]
         for part in parts:
             count = str(next(iter(part.runs), ABSENT)) if by_seed else str(len(part.runs))
-            cells = [cell(part, column) for column in columns]
-            lines.append([row.name, count, *cells, *([omega_cell(part)] if omegas else [])])
+            line = [row.label, count, *(cell(part, column) for column in columns)]
+            line += [omega_cell(part)] if omegas else []
+            hours = expected.gpu_hours.get(row.name)
+            line += [ABSENT if hours is None else number(hours, 3)] if expected.gpu_hours else []
+            lines.append(line)
     return lines
 
 
 # --------------------------------------------------------------------------------------------------------- expected
 
 
-def expected_table(experiment: Experiment, rows: Sequence[Row]) -> list[list[str]]:
-    """Ours beside each expected value with its source; empty when nothing is expected."""
-    by_name = {row.name: row for row in rows}
-    titles = {column.key: column.title for column in COLUMNS}
-    lines = []
-    for name, metric, entry in expected_values(experiment):
-        values = by_name[name].values(metric)
-        ours = spread(list(values.values())) if values else None
-        lines.append(
-            [
-                name,
-                titles.get(metric, metric),
-                with_spread(ours, 4) if ours else (ABSENT if by_name[name].runs else NOT_RUN),
-                number(float(entry["value"])),
-                _judged(ours, entry),
-                str(entry["source"]),
-            ]
-        )
-    return [["row", "metric", "ours", "expected", "difference", "source"], *lines] if lines else []
+def expected_table(collected: Collected, expected: Expected) -> Lines:
+    """Ours beside each source's value in a column of its own; empty when nothing is expected."""
+    if not expected.entries:
+        return []
+    used = [source for source in expected.sources if any(entry.source == source for entry in expected.entries)]
+    lines = [["row", "metric", "n", "ours", *used]]
+    for name, metric in expected.pairs():
+        for row in collected.of(name):
+            values = list(row.values(metric).values())
+            ours = summary_cell(values) if values else (ABSENT if row.runs else NOT_RUN)
+            cells = [_source_cell(values, expected.find(name, metric, source)) for source in used]
+            lines.append([row.label, column_of(metric).title, str(len(values)), ours, *cells])
+    return lines
 
 
-def _judged(ours: Spread | None, entry: Mapping[str, Any]) -> str:
-    if ours is None:
-        return NOT_RUN
-    difference, tolerance = ours.mean - float(entry["value"]), entry.get("tolerance")
-    if math.isnan(difference):
+def _source_cell(values: Sequence[float], entry: Expectation | None) -> str:
+    if entry is None:
+        return ABSENT
+    shown = number(entry.value)
+    return f"{shown} (ours {judged(values, entry)})" if values else shown
+
+
+def judged(values: Sequence[float], entry: Expectation) -> str:
+    """Our mean minus the expected value, and whether that lies within the tolerance."""
+    gap = spread(values).mean - entry.value
+    if math.isnan(gap):
         return "NaN"
-    if tolerance is None:
-        return f"{difference:+.4g}"
-    return f"{difference:+.4g} ({'within' if abs(difference) <= tolerance else 'OUTSIDE'} {tolerance:g})"
+    if entry.tolerance is None:
+        return f"{gap:+.4g}"
+    # A gap of exactly the tolerance counts, whatever the last bit says.
+    inside = abs(gap) <= entry.tolerance * (1 + 1e-9)
+    return f"{gap:+.4g}: {'within' if inside else 'OUTSIDE'} {entry.tolerance:g}"
+
+
+def source_remarks(expected: Expected) -> list[str]:
+    lines = [f"source {label}: {text}" for label, text in expected.sources.items()]
+    notes = [(entry, entry.note) for entry in expected.entries if entry.note]
+    lines += [f"note on {entry.row}, {entry.metric}, {entry.source}: {note}" for entry, note in notes]
+    lines += [f"hardware: {expected.hardware}"] if expected.hardware else []
+    lines += [f"planned GPU-hours: {expected.cost_command}"] if expected.gpu_hours and expected.cost_command else []
+    return lines
 
 
 # --------------------------------------------------------------------------------------------------------- verdicts
 
 
-def verdicts(experiment: Experiment, rows: Sequence[Row]) -> list[str]:
-    """Differences in perplexity, paired by seed, each beside the spread over seeds; then what to be wary of."""
-    by_name = {row.name: row for row in rows}
-    values = {name: row.values(VERDICT_METRIC) for name, row in by_name.items()}
-    pairs = list(experiment.compare) or _against_best(values)
+def verdicts(experiment: Experiment, collected: Collected, metric: str) -> list[str]:
+    """Differences in one metric, paired by seed, each beside its interval over seeds; within one code version only."""
+    title = column_of(metric).title
     lines = []
-    for first, second in pairs:
-        if not values[first] or not values[second]:
-            lines.append(f"{first} - {second}: {NOT_RUN}")
-        else:
-            lines.append(f"{first} - {second}: {_verdict(values[first], values[second])}")
+    for version in collected.versions or [""]:
+        rows = {row.name: row for row in collected.rows if row.version in (version, "")}
+        values = {name: row.values(metric) for name, row in rows.items()}
+        for first, second in experiment.compare or _against_best(values, metric):
+            if not values.get(first) or not values.get(second):
+                where = f" at {version}" if version else ""
+                has_runs = all(name in rows and rows[name].runs for name in (first, second))
+                lines.append(f"{first} - {second}: {f'no {title}' if has_runs else NOT_RUN}{where}")
+            else:
+                words = difference(values[first], values[second]).verdict()
+                lines.append(f"{rows[first].label} - {rows[second].label}: {title} {words}")
     return lines
 
 
-def _against_best(values: Mapping[str, Mapping[int, float]]) -> list[tuple[str, str]]:
-    """Each row that was run paired with the one of lowest mean; NaN is never the lowest."""
+def _against_best(values: Mapping[str, Mapping[int, float]], metric: str) -> list[tuple[str, str]]:
+    """Each row that was run paired with the one of the best mean; NaN is never the best."""
     means = {name: spread(list(found.values())).mean for name, found in values.items() if found}
-    best = min((name for name in means if not math.isnan(means[name])), key=means.__getitem__, default=None)
+    sign = -1 if is_higher_better(metric) else 1
+    known = [name for name in means if not math.isnan(means[name])]
+    best = min(known, key=lambda name: sign * means[name], default=None)
     return [(name, best) for name in means if best is not None and name != best]
-
-
-def _verdict(first: Mapping[int, float], second: Mapping[int, float]) -> str:
-    paired = paired_difference(first, second)
-    if paired is None:
-        return "val PPL cannot be compared: the rows share no seed"
-    text = f"val PPL {paired.mean:+.4g}"
-    if math.isnan(paired.mean):
-        return "val PPL NaN"
-    if paired.std is None:
-        return f"{text}, one seed: its spread is not known"
-    size = "smaller" if abs(paired.mean) <= paired.std else "larger"
-    return f"{text} ± {paired.std:.2g} over {paired.n} paired seeds: {size} than the seed spread"
-
-
-def warnings(experiment: Experiment, rows: Sequence[Row]) -> list[str]:
-    """What makes the numbers less comparable than they look, and what was not finished."""
-    results = [result for row in rows for result in row.runs.values()]
-    commits = sorted({str(result.get("git_commit"))[:10] for result in results})
-    lines = []
-    if len(commits) > 1:
-        lines.append(f"warning: these results come from {len(commits)} code versions: {', '.join(commits)}")
-    for row in rows:
-        settings = [_shared_settings(result.get("config") or {}) for result in row.runs.values()]
-        if any(other != settings[0] for other in settings[1:]):
-            lines.append(f"warning: {row.name}: its seeds were run with different settings; their mean means little")
-        bad = [key for key in ("val/ppl", "val/nll") if any(math.isnan(v) for v in row.values(key).values())]
-        if bad:
-            lines.append(f"warning: {row.name}: {', '.join(bad)} is NaN in at least one run")
-        for folder in row.unfinished:
-            lines.append(f"unfinished: {folder}; continue with: smd run {experiment.name}")
-    return lines
-
-
-def _shared_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in PER_SEED_SETTINGS}
 
 
 # --------------------------------------------------------------------------------------------------------- printing
 
 
-def report(experiment: Experiment, *, runs: Path = RUNS, style: str = "text", by_seed: bool = False) -> str:
-    """The whole table as text, Markdown or CSV. In CSV one line a row and metric, nothing rounded."""
-    rows = collect(experiment, runs)
+def build_document(experiment: Experiment, collected: Collected, *, by_seed: bool = False) -> Document:
+    """Everything that is printed, before it has a format."""
+    expected = read_expected(experiment)
+    columns = columns_of(experiment, collected, expected)
+    keys = list(dict.fromkeys([*(column.key for column in columns), *(metric for _, metric in expected.pairs())]))
+    headline = columns[0].key if columns else HEADLINE
+    grids = [Grid(main_table(collected, columns, expected, by_seed=by_seed), 2, break_before=FIRST_COST)]
+    if lines := expected_table(collected, expected):
+        grids.append(Grid(lines, 2, caption="Ours beside each source:"))
+    remarks = [*verdicts(experiment, collected, headline), *warnings(experiment, collected, keys)]
+    if any(len(row.runs) > 1 for row in collected.rows):
+        remarks.append(
+            "± is the standard deviation over seeds, [ ] a 95 % bootstrap interval of the mean; with 2 or 3 seeds that "
+            "is their range, which holds the true mean with a chance of 1/2 or 3/4 only"
+        )
+    return Document(experiment.title, grids, [*remarks, *source_remarks(expected), *experiment.notes])
+
+
+def report(experiment: Experiment, *, runs: str | Path = RUNS, style: str = "text", by_seed: bool = False) -> str:
+    """The whole table in one of FORMATS. In CSV one line a row, metric and source, nothing rounded."""
+    from sm_diffusion.tools.table_csv import tidy_lines
+
+    collected = collect(experiment, runs)
     if style == "csv":
-        return csv_table(_tidy(experiment, rows, by_seed=by_seed))
-    table, expected = main_table(experiment, rows, by_seed=by_seed), expected_table(experiment, rows)
-    lines = [*verdicts(experiment, rows), *warnings(experiment, rows), *experiment.notes]
-    if style == "markdown":
-        parts = [f"### {experiment.title}", markdown_table(table, 2), markdown_table(expected, 2) if expected else ""]
-        parts.append("\n".join(f"- {line}" for line in lines))
-    else:
-        wrapped = "\n".join(part for line in lines for part in wrap_text(line))
-        parts = [experiment.title, text_table(table, 2, break_before=FIRST_COST)]
-        parts += [text_table(expected, 2) if expected else "", wrapped]
-    return "\n\n".join(part for part in parts if part)
-
-
-def _tidy(experiment: Experiment, rows: Sequence[Row], *, by_seed: bool) -> list[list[str]]:
-    expected: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for name, metric, entry in expected_values(experiment):
-        expected.setdefault((name, metric), []).append(entry)
-    shown = [*(column.key for column in columns_of(experiment, rows)), *(key for _, key in expected)]
-    keys = dict.fromkeys([*shown, *(key for key in OMEGA_KEYS if any(row.values(key) for row in rows))])
-    lines = [["row", "seed", "metric", "n", "mean", "std", "expected", "tolerance", "source"]]
-    for row in rows:
-        for key in keys:
-            values = row.values(key)
-            groups = {str(seed): [values[seed]] for seed in sorted(values)} if by_seed else {"": list(values.values())}
-            for seed, group in (groups or {"": []}).items():
-                found = spread(group) if group else None
-                head = [row.name, seed, key, str(len(group))]
-                ours = ["" if row.runs else NOT_RUN, ""] if found is None else [repr(found.mean), _or_empty(found.std)]
-                for entry in expected.get((row.name, key), [{}]):
-                    lines.append([*head, *ours, *(_or_empty(entry.get(k)) for k in ("value", "tolerance", "source"))])
-    return lines
-
-
-def _or_empty(value: Any) -> str:
-    return "" if value is None else str(value)
+        return csv_table(tidy_lines(experiment, collected, by_seed=by_seed))
+    return RENDERERS[style](build_document(experiment, collected, by_seed=by_seed))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", help="a folder of experiments/")
-    parser.add_argument("--format", choices=("text", "markdown", "csv"), default="text", help="default: text")
+    parser.add_argument("--format", choices=FORMATS, default="text", help="default: text")
     parser.add_argument("--seeds", action="store_true", help="one line a run instead of mean ± standard deviation")
-    parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"where runs lie, default {RUNS}/")
+    add_source_argument(parser)
+
+
+def add_source_argument(parser: Any) -> None:
+    """--from, and --runs as `smd run` calls it."""
+    help_text = f"the folder of all runs, default {RUNS}/, or wandb:ENTITY/PROJECT"
+    parser.add_argument("--from", "--runs", dest="source", default=str(RUNS), metavar="WHERE", help=help_text)
 
 
 def run(args: argparse.Namespace) -> int:
     experiment = load_experiment(args.experiment)
-    print(report(experiment, runs=args.runs, style=args.format, by_seed=args.seeds).rstrip("\n"))
+    print(report(experiment, runs=check_source(args.source), style=args.format, by_seed=args.seeds).rstrip("\n"))
     return 0

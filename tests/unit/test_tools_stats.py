@@ -1,0 +1,72 @@
+"""Intervals of a handful of seeds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from sm_diffusion.tools.stats import bootstrap_interval, difference, student_interval
+
+
+def test_two_or_three_values_give_their_range() -> None:
+    assert bootstrap_interval([2.0, 1.0]) == (1.0, 2.0)
+    assert bootstrap_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+
+
+def test_fewer_than_two_or_bad_values_give_none() -> None:
+    for values in ([], [1.0], [1.0, math.nan], [1.0, math.inf]):
+        assert bootstrap_interval(values) is None
+        assert student_interval(values) is None
+
+
+def test_interval_is_fixed_and_knows_no_order() -> None:
+    values = list(np.random.default_rng(3).normal(size=12))
+    assert bootstrap_interval(values) == bootstrap_interval(values[::-1]) == bootstrap_interval(values)
+
+
+def test_many_values_agree_with_theory() -> None:
+    values = np.random.default_rng(1).normal(5.0, 2.0, size=400)
+    low, high = bootstrap_interval(list(values)) or (0, 0)
+    half = 1.96 * values.std(ddof=1) / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.03)
+    assert high == pytest.approx(values.mean() + half, abs=0.03)
+
+
+def test_coverage_of_three_values_is_three_quarters() -> None:
+    """What the table says of three seeds: their range holds the true mean with chance 1 - 2 / 2^3."""
+    draws = np.random.default_rng(2).normal(size=(400, 3))
+    hits = sum(low <= 0 <= high for low, high in (bootstrap_interval(list(row)) for row in draws[:25]))
+    ranges = ((draws.min(axis=1) <= 0) & (draws.max(axis=1) >= 0)).mean()
+    assert ranges == pytest.approx(0.75, abs=0.06)
+    assert hits == int(((draws[:25].min(axis=1) <= 0) & (draws[:25].max(axis=1) >= 0)).sum())
+
+
+@pytest.mark.parametrize("count", [2, 3, 12])
+def test_student_covers_as_it_says(count: int) -> None:
+    draws = np.random.default_rng(count).normal(size=(1500, count))
+    intervals = [student_interval(list(row)) for row in draws]
+    coverage = sum(low <= 0 <= high for low, high in intervals) / len(intervals)  # type: ignore[misc]
+    assert coverage == pytest.approx(0.95, abs=0.02)
+
+
+def test_pairs_only_shared_seeds() -> None:
+    found = difference({1: 2.0, 2: 4.0, 9: 100.0}, {2: 3.0, 1: 1.5})
+    assert found.spread is not None
+    assert (found.spread.mean, found.spread.n) == (0.75, 2)
+    assert found.interval == (0.5, 1.0)
+    assert difference({1: 1.0}, {2: 1.0}).verdict() == "cannot be compared: the rows share no seed"
+
+
+def test_verdicts() -> None:
+    zeros = dict.fromkeys(range(4), 0.0)
+    steady = difference(dict(enumerate([1.0, 1.1, 0.9, 1.05])), zeros)
+    assert steady.verdict().startswith("+1.012 [+0.938, +1.08] over 4 paired seeds: outside the noise (Student's t [")
+    noisy = difference(dict(enumerate([1.0, -1.1, 0.9, -1.0])), zeros)
+    assert noisy.inside_noise
+    assert noisy.verdict().endswith("inside the noise")
+    few = difference({1: 0.1, 2: 0.9}, zeros | {1: 0.0, 2: 0.0})
+    assert "outside the noise by the bootstrap, not by Student's t" in few.verdict()
+    same = difference({1: 1.0, 2: 1.0}, {1: 1.0, 2: 1.0})
+    assert same.verdict().endswith("inside the noise")
