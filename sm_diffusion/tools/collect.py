@@ -35,13 +35,14 @@ class Row:
     """Results of one row and one code version by seed, empty when it was not run.
 
     version: its label, empty where all results of the experiment come from one. unfinished: where runs without results
-    are.
+    are. places: seed -> where its results come from.
     """
 
     name: str
     runs: Mapping[int, dict[str, Any]]
     unfinished: Sequence[str] = ()
     version: str = ""
+    places: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -108,7 +109,7 @@ def _by_version(experiment: Experiment, found: Sequence[Found], remarks: Sequenc
     remarks = list(remarks)
     rows = []
     for name in experiment.rows:
-        groups: dict[str, dict[int, dict[str, Any]]] = {}
+        groups: dict[str, dict[int, Found]] = {}
         for item in found:
             if item.row != name or item.results is None:
                 continue
@@ -116,10 +117,12 @@ def _by_version(experiment: Experiment, found: Sequence[Found], remarks: Sequenc
             seed = _seed(item)
             if seed in group:
                 remarks.append(f"warning: {item.where}: a second run of {name}, seed {seed}; the first one is shown")
-            group.setdefault(seed, item.results)
+            group.setdefault(seed, item)
         waiting = [item.where for item in found if item.row == name and item.results is None]
-        for index, (version, runs) in enumerate(groups.items() or [("", {})]):
-            rows.append(Row(name, runs, waiting if index == 0 else (), version if several else ""))
+        for index, (version, group) in enumerate(groups.items() or [("", {})]):
+            runs = {seed: item.results for seed, item in group.items() if item.results is not None}
+            places = {seed: item.where for seed, item in group.items()}
+            rows.append(Row(name, runs, waiting if index == 0 else (), version if several else "", places))
     remarks += [
         f"warning: {item.where}: what it starts from was trained again since; smd run {experiment.name} repeats it"
         for item in found

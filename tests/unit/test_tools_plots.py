@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from sm_diffusion import tools
 from sm_diffusion.diffusion.soft_mask import confidence
-from sm_diffusion.tools import cli, plots
+from sm_diffusion.tools import cli, figures, plot_points, plots, run_logs
+from sm_diffusion.tools.collect import Collected, Row
 from sm_diffusion.types import UserError
 from tests.unit.test_tools_experiment import make_experiment, make_metrics, make_run
 
@@ -25,11 +28,11 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 @pytest.mark.parametrize("values", [(0.27, 3.05, -0.75), (1.0, 0.0, 0.0), (0.5, 100.0, -2.0)])
 def test_strength_is_lambda(values: tuple[float, float, float]) -> None:
-    omegas = plots.Omegas(*values)
+    omegas = run_logs.Omegas(*values)
     for entropy in (0.0, 1.3, 10.8):
         expected = confidence(torch.tensor(-entropy, dtype=torch.float64), *map(torch.tensor, values))
         assert omegas.strength(entropy) == pytest.approx(float(expected), rel=1e-6, abs=1e-12)
-    assert plots.Omegas(1.0, 1e6, -0.1).strength(10.8) == pytest.approx(0.0, abs=1e-12)
+    assert run_logs.Omegas(1.0, 1e6, -0.1).strength(10.8) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_later_version_wins_where_steps_overlap(tmp_path: Path) -> None:
@@ -37,7 +40,7 @@ def test_later_version_wins_where_steps_overlap(tmp_path: Path) -> None:
     make_metrics(tmp_path, 10, [HEADER, "0,,,,40,2.5,,"])
     make_metrics(tmp_path, 2, [HEADER, "0,1.5,-1.0,0.4,20,2.85,,", "0,,,,30,2.7,,", "0,,,,40,2.6,,"])
     (tmp_path / "metrics" / "version_11").mkdir()
-    metrics = plots.read_metrics(tmp_path)
+    metrics = run_logs.read_metrics(tmp_path)
     assert metrics["train/loss"] == ([10, 20, 30, 40], [3.0, 2.85, 2.7, 2.5])
     assert metrics["val/nll"] == ([20], [2.8])
     assert metrics["omega/s"] == ([20], [0.4])
@@ -47,7 +50,7 @@ def test_later_version_wins_where_steps_overlap(tmp_path: Path) -> None:
 def test_broken_metrics_name_file_and_line(tmp_path: Path) -> None:
     make_metrics(tmp_path, 0, [HEADER, "0,,,,10,3.0,,", "0,,,,x,3.0,,"])
     with pytest.raises(UserError, match=r"version_0/metrics.csv: line 3"):
-        plots.read_metrics(tmp_path)
+        run_logs.read_metrics(tmp_path)
 
 
 def test_run_plots(tmp_path: Path) -> None:
@@ -57,38 +60,118 @@ def test_run_plots(tmp_path: Path) -> None:
         make_metrics(folder, 0, [HEADER, "0,,,,10,3.0,,", "0,,,,10,,nan,nan", "0,,,,20,2.5,2.9,18"])
     assert plots.save_run_plots(plain) == [plain / "plots" / "loss.png"]
     files = plots.save_run_plots(soft)
-    assert files == [soft / "plots" / "loss.png", soft / "plots" / "lambda.png"]
+    assert files == [soft / "plots" / "loss.png", soft / "plots" / "lambda.png"]  # no omegas were logged
     assert all(min(picture_size(path)) >= 600 for path in files)
 
 
 def test_omegas_come_from_the_results_or_else_the_log(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "soft")
-    start = plots.Omegas(0.27, 3.05, -0.75)
-    assert plots.run_omegas(folder) == {"start": start, "learned": plots.Omegas(0.6, 1.12, -1.96)}
+    start = run_logs.Omegas(0.27, 3.05, -0.75)
+    assert run_logs.run_omegas(folder) == {"start": start, "learned": run_logs.Omegas(0.6, 1.12, -1.96)}
     (folder / "results.json").unlink()
-    assert plots.run_omegas(folder) == {"start": start}
+    assert run_logs.run_omegas(folder) == {"start": start}
     make_metrics(folder, 0, [HEADER, "0,1.5,-1.0,0.4,10,3.0,,", "0,1.6,-1.1,0.5,20,3.0,,"])
-    assert plots.run_omegas(folder) == {"start": start, "learned": plots.Omegas(0.5, 1.6, -1.1)}
+    assert run_logs.run_omegas(folder) == {"start": start, "learned": run_logs.Omegas(0.5, 1.6, -1.1)}
 
 
 def test_vocabulary_of_a_run(tmp_path: Path) -> None:
-    assert plots.run_vocabulary(make_run(tmp_path, "soft")) == 28
+    assert run_logs.run_vocabulary(make_run(tmp_path, "soft")) == 28
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved from now on, instead of their files."""
+    kept: list[Figure] = []
+
+    def keep(draw: Callable[[Figure], None], out: Path, **size: object) -> Path:
+        kept.append(Figure())
+        draw(kept[-1])
+        return out
+
+    monkeypatch.setattr(figures, "save", keep)
+    return kept
 
 
 def test_lambda_axis_ends_at_log_v(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = {}
+    kept = drawn(monkeypatch)
+    sets = [run_logs.Omegas(0.5, 1.0, -1.0), run_logs.Omegas(0.7, 1.0, -1.0)]
+    figures.lambda_curves({"soft": sets}, 28, tmp_path / "x.png")
+    axes = kept[0].axes[0]
+    assert axes.get_xlim() == (0, pytest.approx(math.log(28)))
+    assert axes.lines[0].get_ydata()[0] == pytest.approx(0.6 / (1 + math.exp(-1.0)))  # the mean of both at H = 0
+    assert len(axes.collections) == 1  # their range
 
-    def keep(draw: object, out: Path) -> Path:
-        from matplotlib.figure import Figure
 
-        axes = Figure().add_subplot()
-        draw(axes)  # type: ignore[operator]
-        limits["x"] = axes.get_xlim()
-        return out
+def test_loss_curve_is_the_mean_over_seeds_at_shared_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = drawn(monkeypatch)
+    logs = [{"val/nll": ([10, 20, 30], [3.0, 2.0, 1.0])}, {"val/nll": ([10, 20], [5.0, 3.0])}]
+    figures.loss_curves({"soft": logs}, tmp_path / "x.png")
+    line = kept[0].axes[0].lines[0]
+    assert list(line.get_xdata()) == [10, 20]
+    assert list(line.get_ydata()) == [4.0, 2.5]
 
-    monkeypatch.setattr(plots, "_save", keep)
-    plots.lambda_curve({"start": plots.Omegas(0.5, 1.0, -1.0)}, 28, tmp_path / "x.png")
-    assert limits["x"] == (0, pytest.approx(math.log(28)))
+
+def test_lines_differ_in_colour_and_dashes() -> None:
+    looks = [(style["color"], str(style["linestyle"])) for style in map(figures.look, range(28))]
+    assert len(set(looks)) == 28
+    assert all(looks[i][0] != looks[i + 1][0] and looks[i][1] != looks[i + 1][1] for i in range(27))
+
+
+@pytest.mark.parametrize("kind", figures.FORMATS)
+def test_files_are_whole_and_the_same_each_time(tmp_path: Path, kind: str) -> None:
+    points = {"soft": [figures.Point(1, 2, 0.1, 0.2, "T = 1"), figures.Point(100, 3)], "binary": [figures.Point(3, 4)]}
+    out = tmp_path / "new" / f"x.{kind}"
+    contents = []
+    for _ in range(2):
+        figures.point_plot(points, figures.Axis("x", log=True), figures.Axis("y", log=True), out)
+        contents.append(out.read_bytes())
+    assert contents[0] == contents[1]
+    assert contents[0][:5] in (b"\x89PNG\r", b"%PDF-", b"<?xml")
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    points = {"soft": [figures.Point(1, 2)]}
+    with pytest.raises(UserError, match=r"x\.png: cannot be written"):
+        figures.point_plot(points, figures.Axis("x"), figures.Axis("y"), tmp_path / "file" / "x.png")
+    with pytest.raises(UserError, match=r"x\.gif: no such format; choose one of png, pdf, svg"):
+        figures.point_plot(points, figures.Axis("x"), figures.Axis("y"), tmp_path / "x.gif")
+
+
+def collected(*rows: tuple[str, dict[str, float], int]) -> Collected:
+    """(name, metrics, the sampler's steps); two seeds each, the second with metrics doubled."""
+    made = []
+    for name, metrics, steps in rows:
+        runs = {
+            seed: {
+                "metrics": {key: value if "nfe" in key else seed * value for key, value in metrics.items()},
+                "config": {"sampler": {"num_steps": steps}},
+            }
+            for seed in (1, 2)
+        }
+        made.append(Row(name, runs))
+    return Collected(made)
+
+
+def test_points_of_evaluations() -> None:
+    found = collected(
+        ("sm_nfe64", {"humaneval/pass@1": 0.2, "humaneval/nfe": 65.0, "humaneval/tokens_per_second": 10.0}, 64),
+        ("sm_nfe128", {"humaneval/pass@1": 0.4, "gen/ppl": math.nan, "gen/entropy": 2.0}, 128),
+        ("binary_1_2", {"gen/ppl": 20.0, "gen/entropy": 4.0}, 8),
+        ("hot", {"gen/ppl@0.5": 10.0, "gen/entropy@0.5": 3.0, "gen/ppl@1": 40.0, "gen/entropy@1": 5.0}, 8),
+    )
+    assert plot_points.accuracy_metrics(found) == ["humaneval/pass@1"]
+    lines = plot_points.accuracy_over_nfe(found, "humaneval/pass@1")
+    assert list(lines) == ["sm"]
+    assert [(point.x, round(point.y, 6)) for point in lines["sm"]] == [(65.0, 0.3), (128.0, 0.6)]
+    assert lines["sm"][0].y_std == pytest.approx(0.2 / math.sqrt(2))
+    border = plot_points.frontier(found)
+    assert list(border) == ["binary", "hot"]  # NaN is no point
+    assert [point.note for point in border["hot"]] == ["T = 0.5", "T = 1"]
+    assert border["binary"][0][:2] == (6.0, 30.0)
+    fast, x, y = plot_points.throughput(found)
+    assert (x, y) == ("humaneval/tokens_per_second", "humaneval/pass@1")
+    assert fast["sm"][0][:2] == (15.0, pytest.approx(0.3))
 
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,11 +179,15 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.setattr(tools, "EXPERIMENTS", make_experiment(tmp_path / "experiments"))
     runs = Path("runs")
     assert cli.main(["plot", "toy"]) == 2
-    assert "holds no run with metrics; run it first: smd run toy" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "not drawn: accuracy: no run has an accuracy" in err
+    assert "not drawn: loss: no run logged train/loss or val/nll" in err
+    assert err.endswith("error: toy: nothing to draw in runs; run it first: smd run toy\n")
     for row in ("pretrain", "soft"):
         make_metrics(make_run(runs, row), 0, [HEADER, "0,,,,10,3.0,,", "0,,,,20,2.5,2.9,18"])
     assert cli.main(["plot", "toy"]) == 0
     written = capsys.readouterr().out.split()
+    assert "runs/toy/plots/throughput.png" in written
     assert "runs/toy/plots/loss.png" in written
     assert "runs/toy/plots/lambda.png" in written
     assert all(Path(path).is_file() for path in written)
