@@ -113,7 +113,7 @@ def _steps_axis(axes: Axes) -> None:
 
     axes.set_xlabel("optimizer step")
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.margins(x=0.02)
 
 
