@@ -24,6 +24,8 @@ COMMANDS = {
     "run": "sm_diffusion.tools.run",
     "table": "sm_diffusion.tools.table",
     "plot": "sm_diffusion.tools.plots",
+    "report": "sm_diffusion.tools.report",
+    "sweep": "sm_diffusion.tools.sweep",
     "sample": "sm_diffusion.tools.sample",
     "view": "sm_diffusion.tools.view",
     "bench": "sm_diffusion.tools.bench",

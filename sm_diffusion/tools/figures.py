@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sm_diffusion.tools.files import write_whole
 from sm_diffusion.tools.run_logs import Omegas, Series
 from sm_diffusion.types import UserError
 
@@ -24,7 +23,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (6, 1.5, 1.5, 
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 TRAIN, VALIDATION = "train/loss", "val/nll"
 OMEGAS = {"omega/s": r"$\omega_s$", "omega/a": r"$\omega_a$", "omega/b": r"$\omega_b$, nats"}
-MOST_THIN = 3  # rows up to which training losses are drawn too
+MOST_THIN = 3  # runs up to which training losses are drawn too
 DPI = 160
 Groups = Mapping[str, Sequence[Series]]  # row -> the logs of its seeds
 
@@ -38,8 +37,8 @@ def look(index: int) -> dict[str, Any]:
 
 
 def loss_curves(groups: Groups, out: Path) -> Path:
-    """Validation NLL (thick; mean over seeds, band: their range) and, of few rows, training loss (thin)."""
-    thin = len(groups) <= MOST_THIN
+    """Validation NLL (thick; mean over seeds, band: their range) and, of few runs, training loss (thin)."""
+    thin = sum(map(len, groups.values())) <= MOST_THIN
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -166,18 +165,17 @@ class Axis(NamedTuple):
 
 
 def point_plot(lines: Mapping[str, Sequence[Point]], x: Axis, y: Axis, out: Path) -> Path:
-    """One line a label through its points, in the order of x; bars: a standard deviation over seeds each way."""
+    """One line a label through its points, in the given order; bars: a standard deviation over seeds each way."""
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         for index, (label, points) in enumerate(lines.items()):
-            ordered = sorted(points)
-            style = look(index) | ({} if len(ordered) > 1 else {"linestyle": ""})
+            style = look(index) | ({} if len(points) > 1 else {"linestyle": ""})
             axes.errorbar(
-                [point.x for point in ordered],
-                [point.y for point in ordered],
-                xerr=[point.x_std for point in ordered] if any(point.x_std for point in ordered) else None,
-                yerr=[point.y_std for point in ordered] if any(point.y_std for point in ordered) else None,
+                [point.x for point in points],
+                [point.y for point in points],
+                xerr=[point.x_std for point in points] if any(point.x_std for point in points) else None,
+                yerr=[point.y_std for point in points] if any(point.y_std for point in points) else None,
                 label=label,
                 marker=MARKS[index % len(MARKS)],
                 markersize=6,
@@ -186,7 +184,7 @@ def point_plot(lines: Mapping[str, Sequence[Point]], x: Axis, y: Axis, out: Path
                 capsize=2.5,
                 **style,
             )
-            for point in ordered:
+            for point in points:
                 if point.note:
                     place = {"textcoords": "offset points", "xytext": (6, 5), "fontsize": 8}
                     axes.annotate(point.note, (point.x, point.y), color=style["color"], **place)
@@ -202,14 +200,14 @@ def point_plot(lines: Mapping[str, Sequence[Point]], x: Axis, y: Axis, out: Path
 
 
 def _scale(axis: Any, wanted: Axis, values: Sequence[float]) -> None:
-    """A logarithmic axis with plain numbers at 1, 2, 5, where the values are positive and span enough for one."""
+    """A logarithmic axis with plain numbers, where the values are positive and span enough for one."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if not wanted.log or min(values) <= 0 or max(values) < 2 * min(values):
         return
     setter = {"x": axis.axes.set_xscale, "y": axis.axes.set_yscale}[axis.axis_name]
     setter("log")
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -235,7 +233,6 @@ def save(draw: Callable[[Figure], None], out: Path, *, size: tuple[float, float]
     from matplotlib.figure import Figure
 
     kind = out.suffix.lstrip(".")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
     if kind not in dates:
         raise UserError(f"{out}: no such format; choose one of {', '.join(FORMATS)}")
@@ -243,13 +240,5 @@ def save(draw: Callable[[Figure], None], out: Path, *, size: tuple[float, float]
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(temporary, format=kind, dpi=DPI, metadata=dates[kind])
-            temporary.replace(out)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            reason = f"cannot be written ({error.strerror}); free space or choose another folder"
-            raise UserError(f"{out}: {reason}") from None
-    return out
+        metadata = dates[kind]
+        return write_whole(out, lambda path: figure.savefig(path, format=kind, dpi=DPI, metadata=metadata))

@@ -74,12 +74,13 @@ def accuracy_metrics(collected: Collected) -> list[str]:
 
 
 def accuracy_over_nfe(collected: Collected, name: str) -> Lines:
-    """(network evaluations, accuracy) of the rows that have both."""
-    return _gather(collected.rows, lambda row: [point(row, evaluations(name), metric(name))])
+    """(network evaluations, accuracy) of the rows that have both, in the order of the evaluations."""
+    lines = _gather(collected.rows, lambda row: [point(row, evaluations(name), metric(name))])
+    return {label: sorted(points) for label, points in lines.items()}
 
 
 def frontier(collected: Collected) -> Lines:
-    """(entropy, generative perplexity): a point a row and temperature."""
+    """(entropy, generative perplexity): a point a row and temperature, in the order of rows and of the results."""
 
     def of_row(row: Row) -> list[Point | None]:
         suffixes = dict.fromkeys(found[2] or "" for name in row.metrics() if (found := _GENERATED.fullmatch(name)))

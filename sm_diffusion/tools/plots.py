@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sm_diffusion.tools import RUNS, Experiment, list_experiments, load_experiment
-from sm_diffusion.tools.collect import WANDB_PREFIX, Collected, check_source, collect
+from sm_diffusion.tools.collect import WANDB_PREFIX, Collected, check_source, collect, is_higher_better
 from sm_diffusion.tools.figures import (
     FORMATS,
     OMEGAS,
@@ -35,7 +35,6 @@ smd plot owt_generation --from wandb:my-team/sm_diffusion
 PERPLEXITY = "generative perplexity (lower: more likely)"
 TITLES = {
     "compute/tokens_per_second": "tokens a second, training",
-    "gen/tokens_per_second": "tokens a second, sampling",
     "val/ppl": "validation perplexity (lower is better)",
     "gen/ppl": PERPLEXITY,
     "gen/mauve": "MAUVE (higher is better)",
@@ -137,8 +136,17 @@ def _throughput(source: Source, folder: Path, kind: str) -> list[Path]:
     lines, x, y = throughput(source.collected)
     if not lines:
         raise NotDrawn("no finished run has both a quality and tokens a second")
-    titles = [TITLES.get(name, name) for name in (x, y)]
+    titles = [_axis_title(name) for name in (x, y)]
     return [point_plot(lines, Axis(titles[0], log=True), Axis(titles[1]), folder / f"throughput.{kind}")]
+
+
+def _axis_title(name: str) -> str:
+    if name in TITLES:
+        return TITLES[name]
+    group, _, last = name.rpartition("/")
+    if last == "tokens_per_second":
+        return f"tokens a second, sampling ({group})"
+    return f"{name} ({'higher' if is_higher_better(name) else 'lower'} is better)"
 
 
 KINDS: Mapping[str, Callable[[Source, Path, str], list[Path]]] = {
