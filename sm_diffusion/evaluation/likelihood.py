@@ -7,7 +7,7 @@ The context is never masked. For a continuation of n tokens, M the masked ones a
 
 Both are the mean of log p over all orders of unmasking, so they lie below the log of the mean of p. (2) is MDLM's bound
 (arXiv 2406.07524, eq. 10), the same for every schedule. (1) is (2) with t integrated out given l, as in LLaDA
-(arXiv 2502.09992, eq. 14): its weight is bounded, that of (2) is not. A soft-masking predictor makes its two passes
+(arXiv 2502.09992): its weight is bounded, that of (2) is not. A soft-masking predictor makes its two passes
 over the same x_t, which is still one function of x_t: the bound is that of the two-pass model.
 """
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.diffusion.readout import NegLogLikelihood, positions_of
+from sm_diffusion.diffusion.schedule import NoiseSchedule
 from sm_diffusion.sampling import from_rows
 from sm_diffusion.types import NLL, UserError
 
@@ -131,6 +132,12 @@ def every_mask(num_tokens: int) -> Plan:
     counts_K = masks_KN.sum(1)
     weights_K = np.array([1 / (count * math.comb(num_tokens, count)) for count in counts_K.tolist()])
     return Plan(masks_KN, weights_K, counts_K / num_tokens, exact=True)
+
+
+def noise_level(schedule: NoiseSchedule) -> Callable[[Tensor], Tensor]:
+    """sigma = -log(1 - share of masked tokens), no larger than at the schedule's end."""
+    least = max(float(schedule.alpha(torch.ones(()))), 1e-3)
+    return lambda share_B: -torch.log((1 - share_B).clamp_min(least))
 
 
 class MonteCarloLikelihood:

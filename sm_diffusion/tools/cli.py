@@ -26,6 +26,8 @@ COMMANDS = {
     "plot": "sm_diffusion.tools.plots",
     "sample": "sm_diffusion.tools.sample",
     "view": "sm_diffusion.tools.view",
+    "chat": "sm_diffusion.tools.chat",
+    "lm-eval": "sm_diffusion.tools.lm_eval_cmd",
     "bench": "sm_diffusion.tools.bench",
 }
 EXIT_USER_ERROR = 2

@@ -169,8 +169,12 @@ def test_the_mask_count_has_the_smaller_error(table: dict) -> None:
 
 
 def test_nothing_depends_on_batches_or_neighbours(predictor: Predictor) -> None:
-    passages = [Passage(CONTEXT, TEXT), Passage((), (1,)), Passage((0, 0, 3, 1), (2, 2, 1, 0, 3, 1, 2, 0)),
-                Passage(CONTEXT, (0, 0, 0, 0, 0))]
+    passages = [
+        Passage(CONTEXT, TEXT),
+        Passage((), (1,)),
+        Passage((0, 0, 3, 1), (2, 2, 1, 0, 3, 1, 2, 0)),
+        Passage(CONTEXT, (0, 0, 0, 0, 0)),
+    ]
     done: list[int] = []
     estimator = MaskCount(num_samples=8)
     alone = [likelihood(predictor, estimator, batch_sequences=1)([passage])[0] for passage in passages]
@@ -217,5 +221,5 @@ def test_bad_passages_are_one_line(passage: Passage, message: str) -> None:
 def test_samples_come_in_pairs(num: int) -> None:
     with pytest.raises(UserError, match=f"mc_samples={num}: must be even"):
         MaskCount(num_samples=num)
-    with pytest.raises(UserError, match="t_min=0.0: must lie between 0 and 1"):
+    with pytest.raises(UserError, match=r"t_min=0\.0: must lie between 0 and 1"):
         ContinuousTime(num_samples=2, t_min=0.0)
