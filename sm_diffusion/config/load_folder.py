@@ -49,7 +49,8 @@ def load_folder(config: schema.EvalConfig) -> LoadedModel:
     size = min(spoken.tokenizer.vocab_size, backbone.vocab_size + 1)
     check_tokenizer(backbone, size=size, mask_id=spoken.tokenizer.mask_id)
     variant = schema.MDLMVariantConfig() if soft_mask is None else schema.SoftMaskedVariantConfig()
-    run = schema.TrainConfig(variant=variant, soft_mask=config.soft_mask, model=model, data=config.data)
+    data = config.data or schema.DataConfig(name="none", length=length)
+    run = schema.TrainConfig(variant=variant, soft_mask=config.soft_mask, model=model, data=data)
     return LoadedModel(
         predictor=_predictor(backbone, soft_mask),
         tokenizer=spoken.tokenizer,

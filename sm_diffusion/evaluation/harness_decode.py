@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class Job(NamedTuple):
-    """One answer. repeat: how often the same was asked before it; repeats get other random numbers."""
+    """One answer. place: of its request. repeat: how often the same was asked before it; repeats get other random numbers."""
 
-    index: int
+    place: int
     prompt: tuple[int, ...]
     wish: Wish
     repeat: int
@@ -63,10 +63,10 @@ def generate(
             rows = [[*job.prompt, *[mask_id] * new_tokens] for job in part]
             texts = _filled(model, rows, sampler, [job.seed(settings.seed) for job in part])
             for job, ids in zip(part, texts, strict=True):
-                found[job.index] = answer(ids[len(job.prompt) :], job.wish.until)
+                found[job.place] = answer(ids[len(job.prompt) :], job.wish.until)
                 if keep is not None:
-                    keep(job.index, found[job.index])
-    return [found[job.index] for job in jobs]
+                    keep(job.place, found[job.place])
+    return [found[job.place] for job in jobs]
 
 
 def greedy_matches(model: LoadedModel, passages: Sequence[Passage], batch_size: int) -> dict[int, bool]:

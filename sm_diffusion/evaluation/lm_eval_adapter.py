@@ -71,7 +71,7 @@ class Harness:
         return found
 
     def _score(self, passages: list[Passage], start: int, keep: Keep | None) -> list[tuple[float, bool]]:
-        greedy = [False] * len(passages)
+        greedy = dict.fromkeys(range(len(passages)), False)
         if self.settings.is_greedy:
             greedy = greedy_matches(self.model, passages, self.settings.batch_size)
 
