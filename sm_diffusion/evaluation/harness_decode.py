@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Job(NamedTuple):
-    """One answer. place: of its request. repeat: how often the same was asked before it; repeats get other random numbers."""
+    """One answer. place: of its request. repeat: how often the same was asked before; repeats are other draws."""
 
     place: int
     prompt: tuple[int, ...]
