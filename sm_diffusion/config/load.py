@@ -17,22 +17,21 @@ import torch
 
 from sm_diffusion.config import schema
 from sm_diffusion.config.build import build_predictor, build_schedule
-from sm_diffusion.config.build_data import build_source, tokenizer_spec
 from sm_diffusion.config.build_sampler import build_sampler, with_overrides
-from sm_diffusion.config.schema_sampler import SamplerConfig
+from sm_diffusion.config.build_tokenizer import open_tokenizer
+from sm_diffusion.config.schema_sampler import SamplerConfig, TimedSamplerConfig
 from sm_diffusion.config.store import compose_config, restore_train_config
-from sm_diffusion.data.storage import NoSource
-from sm_diffusion.data.tokenizer import MASK_TEXT, TextTokenizer
-from sm_diffusion.data.tokenizer_spec import build_tokenizer
+from sm_diffusion.data.chat_face import ChatFace
+from sm_diffusion.data.tokenizer import MASK_TEXT, TextTokenizer, encode_piece
 from sm_diffusion.denoisers.convert import Weights, load_into, read_weights
 from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
+from sm_diffusion.diffusion.schedule import NoiseSchedule
 from sm_diffusion.evaluation.generations import row_seed
 from sm_diffusion.sampling import Canvas, RowNoise, Sampler, SamplerOutput, from_rows
 from sm_diffusion.sampling.trajectory import Frame
 from sm_diffusion.types import UserError
 
 Prompt = str | Sequence[int]
-_GUARD = "a"  # a character that every tokenizer that drops spaces at the ends of a text keeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,7 @@ class LoadedModel:
     """A network with its tokenizer.
 
     length:          tokens of the longest text, prompt included: what the network was trained on.
+    chat:            how to talk to it; None: it was trained on plain text.
     batch_sequences: rows of one forward pass; changes no text.
     """
 
@@ -48,6 +48,7 @@ class LoadedModel:
     length: int
     run: schema.TrainConfig
     weights: Weights
+    chat: ChatFace | None = None
     batch_sequences: int = 16
 
     @property
@@ -80,14 +81,20 @@ class LoadedModel:
         batches = self.run_sampler(rows, self.sampler(settings), seed=seed)
         return [self.tokenizer.decode(ids) for canvas, out in batches for ids in canvas.texts(out.ids_BL)]
 
+    @property
+    def told_schedule(self) -> NoiseSchedule | None:
+        """The schedule from which the network is told its noise level; None: it is not told."""
+        model = self.run.model
+        told = isinstance(model, schema.DiTConfig) and model.time_conditioning
+        return build_schedule(self.run.schedule) if told else None
+
     def sampler(self, settings: SamplerConfig) -> Sampler:
         """The sampling loop over this network, with the noise schedule it was trained with."""
-        model = self.run.model
         return build_sampler(
             settings,
             self.predictor,
             schedule=build_schedule(self.run.schedule),
-            time_conditioning=isinstance(model, schema.DiTConfig) and model.time_conditioning,
+            time_conditioning=self.told_schedule is not None,
         )
 
     def rows(
@@ -107,18 +114,20 @@ class LoadedModel:
         rows: Sequence[Sequence[int]],
         sampler: Sampler,
         *,
-        seed: int,
+        seed: int = 1,
+        seeds: Sequence[int] | None = None,
         record: bool = False,
         observe: Callable[[Frame], None] | None = None,
     ) -> Iterator[tuple[Canvas, SamplerOutput]]:
-        """Fill the rows, a batch at a time; row i draws from `row_seed(seed, i)`."""
+        """Fill the rows, a batch at a time; row i draws from `seeds[i]`, by default `row_seed(seed, i)`."""
+        seeds = [row_seed(seed, index) for index in range(len(rows))] if seeds is None else seeds
         on_gpu = self.device.type == "cuda"
         for start in range(0, len(rows), self.batch_sequences):
             part = rows[start : start + self.batch_sequences]
             canvas = from_rows(
                 part, mask_id=self.tokenizer.mask_id, max_length=self.length, device=self.device
             )
-            noise = RowNoise([row_seed(seed, start + index) for index in range(len(part))], canvas.positions_BL)
+            noise = RowNoise(seeds[start : start + len(part)], canvas.positions_BL)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=on_gpu):  # as eval.py's precision=auto
                 out = sampler.sample(canvas, noise, record=record, observe=observe)
             yield canvas, out
@@ -152,13 +161,6 @@ class LoadedModel:
         return [*ids, *[mask_id] * (length - len(ids))]
 
 
-def encode_piece(tokenizer: TextTokenizer, text: str) -> list[int]:
-    """Ids of a part of a text: spaces at its ends count, even for a tokenizer that drops those of a whole text."""
-    if tokenizer.normalize(text) == text:
-        return tokenizer.encode_batch([text])[0]
-    return tokenizer.encode_batch([_GUARD + text + _GUARD])[0][1:-1]
-
-
 def infill_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
     """Ids of a text with the mask token for every `[MASK]` in it."""
     first, *others = text.split(MASK_TEXT)
@@ -174,32 +176,70 @@ def named_sampler(name: str, overrides: Sequence[str] = ()) -> SamplerConfig:
     return settings
 
 
+def answer_sampler(
+    name: str,
+    *,
+    new_tokens: int,
+    nfe: float = 1.0,
+    steps: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+) -> SamplerConfig:
+    """The sampler of that name for an answer of `new_tokens`: `steps`, else nfe * new_tokens, at least one."""
+    settings = named_sampler(name)
+    if steps is None and (isinstance(settings, TimedSamplerConfig) or nfe != 1):
+        steps = max(1, round(nfe * new_tokens))
+    return with_overrides(settings, steps=steps, temperature=temperature, top_p=top_p)
+
+
 def load(
     path: str | Path, weights: str = "ema", device: str = "auto", overrides: Sequence[str] = ()
 ) -> LoadedModel:
-    """A checkpoint of this project, its network and its tokenizer.
+    """A trained model: its network, its tokenizer and how to talk to it.
 
-    weights:   "ema" or "raw".     device: "auto" (CUDA where there is one), "cpu", "cuda", ...
-    overrides: for a published checkpoint, which does not say its sizes and tokenizer: those of eval.py, such as
-               ["model=dit_169m", "data=text_files", "data.paths=[x]", "data.tokenizer.kind=hub", ...].
-    Raises UserError for a file that is missing, broken or foreign.
+    path:      a checkpoint; an adapter folder; a model folder (exported by `smd convert`, or published Dream, LLaDA,
+               Qwen2, Qwen3, Llama); or the hub id of one, `owner/name` or `owner/name@revision`.
+    weights:   "ema" or "raw", of a checkpoint; "ema" means raw where a run kept no average by default (adapters).
+    device:    "auto" (CUDA where there is one), "cpu", "cuda", ...
+    overrides: of eval.py. A published checkpoint does not say its sizes and tokenizer:
+               ["model=dit_169m", "data=text_files", "data.paths=[x]", "data.tokenizer.kind=hub", ...];
+               a folder takes model=NAME with model.dtype and model.path (where an adapter's base has moved).
+    Raises UserError for what is missing, broken or foreign.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; give one of a run's checkpoints folder")
-    found = read_weights(path, weights=weights)
     config: schema.EvalConfig = compose_config("eval", ["checkpoint=given", *overrides])
     config.checkpoint = str(path)
-    run = run_config(config, found)
-    tokenizer = build_run_tokenizer(run.data)
-    predictor = build_predictor(run, vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id)
-    load_weights(predictor, found)
+    if Path(path).is_file():
+        model = _load_checkpoint(config, weights)
+    else:
+        from sm_diffusion.config.load_folder import load_folder
+
+        model = load_folder(config)
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
-        predictor.to(name)
+        model.predictor.to(name)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={device}: cannot be used ({str(error).splitlines()[0]}); choose cpu") from None
+    model.predictor.eval()
+    return model
+
+
+def _load_checkpoint(config: schema.EvalConfig, weights: str) -> LoadedModel:
+    found = read_weights(config.checkpoint, weights="raw" if weights == "ema" else weights)
+    run = run_config(config, found)
+    if weights == "ema" and (run.peft.kind == "none" or run.callbacks.ema.enabled):
+        found = read_weights(config.checkpoint, weights="ema")
+    # With another corpus than its own, the checkpoint's tokenizer is another one, too.
+    files = found.provenance.get("tokenizer") if found.provenance is not None and config.data is None else None
+    spoken = open_tokenizer(run.data, files)
+    predictor = build_predictor(run, vocab_size=spoken.tokenizer.vocab_size, mask_id=spoken.tokenizer.mask_id)
+    load_weights(predictor, found)
     return LoadedModel(
-        predictor=predictor.eval(), tokenizer=tokenizer, length=run.data.length, run=run, weights=found
+        predictor=predictor,
+        tokenizer=spoken.tokenizer,
+        length=run.data.length,
+        run=run,
+        weights=found,
+        chat=spoken.chat,
     )
 
 
@@ -227,9 +267,3 @@ def load_weights(predictor: Predictor, weights: Weights) -> None:
         own = predictor.soft_mask.state_dict()
         loaded = {name: value for name, value in weights.soft_mask.items() if name in own}
         load_into(predictor.soft_mask, loaded, source=weights.path, what="soft mask")
-
-
-def build_run_tokenizer(data: schema.DataConfig) -> TextTokenizer:
-    """The tokenizer of a run. Only kind=bpe needs the corpus, or rather its content, to find the trained file."""
-    source = build_source(data) if data.tokenizer.kind == "bpe" else NoSource()
-    return build_tokenizer(tokenizer_spec(data), source=source, cache_dir=Path(data.cache_dir).expanduser())

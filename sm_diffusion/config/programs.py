@@ -15,6 +15,7 @@ from sm_diffusion.config import schema
 from sm_diffusion.config.build import build_module, build_predictor
 from sm_diffusion.config.build_data import build_datamodule
 from sm_diffusion.config.build_hf import write_adapter_folder
+from sm_diffusion.config.build_tokenizer import write_model_card
 from sm_diffusion.config.console import is_first_rank, quiet_libraries, say
 from sm_diffusion.config.publish import publish
 from sm_diffusion.config.trainer import Built, build_trainer
@@ -50,6 +51,7 @@ def train(config: schema.TrainConfig) -> dict[str, Any]:
     module = build_module(
         config, predictor, validation_sequences=datamodule.meta.splits["validation"].sequences
     )
+    module.provenance["tokenizer"] = datamodule.tokenizer.files()  # so that the checkpoint is enough to use it
     ckpt_path = _checkpoint_to_continue(config, module)
     if is_first_rank():
         _start_folder(config, folder, predictor)
@@ -141,6 +143,7 @@ def _finish(
         write_json(folder / "results.json", results)
         publish(trainer.loggers, results)
         if write_adapter_folder(module.predictor, folder / "adapter"):
+            write_model_card(folder / "adapter", config.data, datamodule.tokenizer.files())
             say(f"{config.name}: adapter and omegas in {folder / 'adapter'}")
         if config.callbacks.plots:
             from sm_diffusion.tools.plots import save_run_plots  # matplotlib is slow to import

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from sm_diffusion.data.chat_collate import ROLES, ChatSample, encode_chat
 from sm_diffusion.data.sources import Document, TokenSource, check_fraction, find_files, in_validation, text_of_bytes
+from sm_diffusion.data.subword import hub_files
 from sm_diffusion.data.tokenizer import TextTokenizer
 from sm_diffusion.types import UserError
 
@@ -151,6 +152,10 @@ class ChatTokenizer(ABC):
     def fingerprint(self) -> str:
         """Hex digest of everything that decides the ids."""
 
+    @abstractmethod
+    def files(self) -> dict[str, str]:
+        """Name -> content of what it is built from again; see `TextTokenizer.files`."""
+
 
 class PlainChat(ChatTokenizer):
     """A text tokenizer without a chat template: "role: content" lines, the response ends with the end of text."""
@@ -172,6 +177,9 @@ class PlainChat(ChatTokenizer):
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"plain chat 1 {self._tokenizer.fingerprint()}".encode()).hexdigest()
+
+    def files(self) -> dict[str, str]:
+        return self._tokenizer.files()
 
 
 class TemplateChat(ChatTokenizer):
@@ -210,3 +218,6 @@ class TemplateChat(ChatTokenizer):
         vocabulary = hashlib.sha256(json.dumps(sorted(self._tokenizer.get_vocab().items())).encode()).hexdigest()
         state = [vocabulary, self._tokenizer.chat_template, self.mask_id, self.pad_id, sorted(self.forbidden_ids)]
         return hashlib.sha256(json.dumps(["template chat 1", *state]).encode()).hexdigest()
+
+    def files(self) -> dict[str, str]:
+        return hub_files(self._tokenizer)

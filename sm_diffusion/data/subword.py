@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class BPETokenizer(TextTokenizer):
         assert eos_id is not None, f"{path} was not written by train_bpe"
         self._eos_id: int = eos_id
         self._size: int = self._bpe.get_vocab_size()
+        self._text = path.read_text(encoding="utf-8")
         self._fingerprint = hashlib.sha256(b"bpe 1" + path.read_bytes()).hexdigest()
 
     @property
@@ -60,6 +62,9 @@ class BPETokenizer(TextTokenizer):
     def fingerprint(self) -> str:
         return self._fingerprint
 
+    def files(self) -> dict[str, str]:
+        return {"tokenizer.json": self._text}
+
 
 class HubTokenizer(TextTokenizer):
     """A tokenizer from a folder or by its name on the Hugging Face hub, such as gpt2. Runs no code from the hub.
@@ -67,14 +72,15 @@ class HubTokenizer(TextTokenizer):
     name: folder, or name on the hub.
     mask: 'auto': the tokenizer's own mask token, else one slot past its vocabulary (gpt2: id 50,257, V = 50,258).
           'token': its own mask token, as a network pretrained with one needs.
+    loaded:  a tokenizer of transformers that has been opened already.     mask_id: the network's, where it has one.
 
     Errors: UserError if it cannot be loaded, is empty, has no end-of-text token, or has no mask token for 'token'.
     """
 
-    def __init__(self, *, name: str, mask: str) -> None:
+    def __init__(self, *, name: str, mask: str, loaded: Any = None, mask_id: int | None = None) -> None:
         if mask not in MASK_CHOICES:
             raise UserError(f"data.tokenizer.mask={mask}: choose one of {', '.join(MASK_CHOICES)}")
-        self._hub = _load_hub(name)
+        self._hub = _load_hub(name) if loaded is None else loaded
         size = max(self._hub.get_vocab().values(), default=-1) + 1
         if size <= 256:
             raise UserError(
@@ -84,14 +90,15 @@ class HubTokenizer(TextTokenizer):
         eos_id = self._hub.eos_token_id if self._hub.eos_token_id is not None else self._hub.sep_token_id
         if eos_id is None:
             raise UserError(f"data.tokenizer.path={name}: it has no eos_token: set one in its tokenizer_config.json")
-        mask_id = self._hub.mask_token_id
+        own_mask = self._hub.mask_token_id
+        mask_id = own_mask if mask_id is None else mask_id
         if mask_id is None and mask == "token":
             raise UserError(
                 f"data.tokenizer.mask=token: {name} has no mask token: set data.tokenizer.mask=auto to add a slot, "
                 f"or set mask_token in its tokenizer_config.json"
             )
         self._eos_id = int(eos_id)
-        self._own_mask = mask_id is not None
+        self._own_mask = own_mask is not None and mask_id == own_mask
         self._mask_id = size if mask_id is None else int(mask_id)
         self._size = max(size, self._mask_id + 1)
         self._fingerprint = self._digest()
@@ -135,6 +142,9 @@ class HubTokenizer(TextTokenizer):
     def fingerprint(self) -> str:
         return self._fingerprint
 
+    def files(self) -> dict[str, str]:
+        return hub_files(self._hub)
+
     def _digest(self) -> str:
         from transformers import PreTrainedTokenizerFast
 
@@ -158,6 +168,13 @@ def _load_hub(name: str) -> Any:
             f"data.tokenizer.path={name}: no tokenizer could be loaded from {where} ({reason}): "
             f"set it to a folder that holds tokenizer.json"
         ) from None
+
+
+def hub_files(tokenizer: Any) -> dict[str, str]:
+    """Name -> content of the files that a tokenizer of transformers is opened from again."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
 
 
 def _decode_around(ids: Sequence[int], mask_id: int, decode: Callable[[list[int]], str]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 EOS_TEXT = "<|endoftext|>"
 MASK_TEXT = "[MASK]"
+_GUARD = "a"  # a character that every tokenizer that drops spaces at the ends of a text keeps
 
 
 class TextTokenizer(ABC):
@@ -44,6 +45,17 @@ class TextTokenizer(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Hex digest of everything that decides the ids."""
+
+    def files(self) -> dict[str, str]:
+        """Name -> content of what it is built from again: a checkpoint carries them. Empty: it needs nothing."""
+        return {}
+
+
+def encode_piece(tokenizer: TextTokenizer, text: str) -> list[int]:
+    """Ids of a part of a text: spaces at its ends count, even for a tokenizer that drops those of a whole text."""
+    if tokenizer.normalize(text) == text:
+        return tokenizer.encode_batch([text])[0]
+    return tokenizer.encode_batch([_GUARD + text + _GUARD])[0][1:-1]
 
 
 class CharTokenizer(TextTokenizer):

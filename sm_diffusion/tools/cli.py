@@ -28,6 +28,8 @@ COMMANDS = {
     "sweep": "sm_diffusion.tools.sweep",
     "sample": "sm_diffusion.tools.sample",
     "view": "sm_diffusion.tools.view",
+    "chat": "sm_diffusion.tools.chat",
+    "lm-eval": "sm_diffusion.tools.lm_eval_cmd",
     "bench": "sm_diffusion.tools.bench",
 }
 EXIT_USER_ERROR = 2

@@ -101,11 +101,23 @@ def merge(args: argparse.Namespace) -> str:
     transparency.write(transparency.describe(soft_mask), out)
     if (folder / peft.OMEGA_FILE).is_file():
         shutil.copy(folder / peft.OMEGA_FILE, out / peft.OMEGA_FILE)
-    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja"):
-        if Path(base).is_dir() and (Path(base) / name).is_file():
-            shutil.copy(Path(base) / name, out / name)
+    _copy_tokenizer(folder, Path(base), out)
     feedback = "without feedback" if soft_mask is None else f"omega_s {float(soft_mask.omega_s.detach()):.4g}"
     return f"{folder} merged into {base} ({args.dtype}, {feedback}): {out}"
+
+
+TOKENIZER_FILES = (
+    "smd_model.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
+    "merges.txt", "chat_template.jinja",
+)
+
+
+def _copy_tokenizer(adapter: Path, base: Path, out: Path) -> None:
+    """All of one place: the run's own, where the adapter has it, else the base's."""
+    source = adapter if (adapter / "smd_model.json").is_file() else base
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copy(source / name, out / name)
 
 
 def _base_of(folder: Path) -> str:
@@ -132,6 +144,7 @@ def adapter_of_checkpoint(checkpoint: str, out: Path) -> Path:
     from sm_diffusion.config.build import build_predictor
     from sm_diffusion.config.build_data import build_datamodule
     from sm_diffusion.config.build_hf import write_adapter_folder
+    from sm_diffusion.config.build_tokenizer import write_model_card
     from sm_diffusion.config.programs import initialise
     from sm_diffusion.config.store import restore_train_config
     from sm_diffusion.denoisers.convert import read_weights
@@ -146,6 +159,7 @@ def adapter_of_checkpoint(checkpoint: str, out: Path) -> Path:
     initialise(predictor, weights)
     folder = write_adapter_folder(predictor, out)
     assert folder is not None, "the predictor has an adapter and is not sharded"
+    write_model_card(folder, config.data, data.tokenizer.files())
     return folder
 
 
