@@ -28,6 +28,7 @@ from sm_diffusion.diffusion.soft_mask import FullVocabularySoftMask, SoftMask, S
 from sm_diffusion.training.module import DiffusionModule, NoiseSettings
 from sm_diffusion.training.optim import OptimSettings
 from sm_diffusion.training.variants import MDLMModule, SoftMaskedModule
+from sm_diffusion.training.window import StepWindow
 from sm_diffusion.types import UserError
 
 # Validation during fit and eval.py draw the same noise, so they print the same number.
@@ -153,6 +154,18 @@ def provenance(config: schema.TrainConfig) -> dict[str, Any]:
     return {"config": asdict(config), "types": {name: type(vars(config)[name]).__name__ for name in POLYMORPHIC}}
 
 
+def build_window(variant: schema.SoftMaskedVariantConfig) -> StepWindow:
+    """The optimizer steps that may spend the extra pass."""
+    return StepWindow(variant.start_step, variant.stop_step)
+
+
+def extra_pass_share(config: schema.TrainConfig) -> float:
+    """Expected extra first passes a training step, in [0, 1]: p_sm times the share of steps inside the window."""
+    if not isinstance(config.variant, schema.SoftMaskedVariantConfig):
+        return 0.0
+    return config.variant.p_sm * build_window(config.variant).share(config.trainer.max_steps)
+
+
 def build_module(
     config: schema.TrainConfig, predictor: Predictor, *, validation_sequences: int
 ) -> DiffusionModule:
@@ -171,5 +184,6 @@ def build_module(
     }
     if isinstance(config.variant, schema.SoftMaskedVariantConfig):
         assert isinstance(predictor, SoftMaskPredictor)
-        return SoftMaskedModule(predictor=predictor, p_sm=config.variant.p_sm, **shared)
+        window = build_window(config.variant)
+        return SoftMaskedModule(predictor=predictor, p_sm=config.variant.p_sm, window=window, **shared)
     return MDLMModule(predictor=predictor, **shared)

@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from sm_diffusion.config import schema_sampler as schema
 from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.diffusion.schedule import LogLinear, NoiseSchedule
-from sm_diffusion.diffusion.soft_mask import ConstantStrength, LinearStrength, StepwiseStrength, StrengthSchedule
+from sm_diffusion.diffusion.soft_mask import (
+    ConstantStrength,
+    LinearStrength,
+    StepwiseStrength,
+    StrengthSchedule,
+    WindowStrength,
+)
 from sm_diffusion.sampling import (
     MEASURES,
     Ancestral,
@@ -45,8 +51,15 @@ def build_strength(sampler: schema.SamplerConfig) -> StrengthSchedule:
             if sampler.strength_levels < 1:
                 raise UserError(f"sampler.strength_levels={sampler.strength_levels}: must be >= 1")
             return StepwiseStrength(num_levels=sampler.strength_levels)
+        case "window":
+            if not 0 <= sampler.strength_until < sampler.strength_from <= 1:
+                raise UserError(
+                    f"sampler.strength_until={sampler.strength_until}, sampler.strength_from={sampler.strength_from}: "
+                    "must satisfy 0 <= strength_until < strength_from <= 1"
+                )
+            return WindowStrength(t_from=sampler.strength_from, t_until=sampler.strength_until)
         case name:
-            raise UserError(f"sampler.strength={name}: choose constant, linear or stepwise")
+            raise UserError(f"sampler.strength={name}: choose constant, linear, stepwise or window")
 
 
 def build_policy(sampler: schema.SamplerConfig, schedule: NoiseSchedule | None) -> UnmaskPolicy:

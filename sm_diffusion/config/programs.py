@@ -23,7 +23,7 @@ from sm_diffusion.config.validate import validate_train, validate_vocabulary
 from sm_diffusion.data.datamodule import TokenDataModule
 from sm_diffusion.denoisers.convert import Weights, check_fits, load_into, read_weights
 from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
-from sm_diffusion.evaluation.results import environment, sha256_of, write_json
+from sm_diffusion.evaluation.results import environment, read_json, sha256_of, write_json
 from sm_diffusion.training import ckpt_store
 from sm_diffusion.training.chat_datamodule import ChatDataModule
 from sm_diffusion.training.module import DiffusionModule
@@ -101,13 +101,25 @@ def initialise(predictor: Predictor, weights: Weights) -> None:
         say(f"initialised from {weights.path}" + (" (its omegas are not used)" if weights.soft_mask else ""))
 
 
+def _start_hash(config: schema.TrainConfig, folder: Path) -> str | None:
+    """Of the checkpoint this run began with: a run that goes on keeps the one it noted."""
+    noted = folder / "environment.json"
+    if config.ckpt_path is not None and noted.is_file():
+        found = read_json(noted).get("init_sha256")
+        return found if isinstance(found, str) else None
+    if config.init_from is None or not Path(config.init_from).is_file():
+        return None
+    return sha256_of(Path(config.init_from))
+
+
 def _start_folder(config: schema.TrainConfig, folder: Path, predictor: Predictor) -> None:
     if config.overwrite and config.ckpt_path is None and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").unlink(missing_ok=True)
+    made_from = _start_hash(config, folder)
     OmegaConf.save(OmegaConf.create(asdict(config)), folder / "config.yaml")
-    write_json(folder / "environment.json", environment())
+    write_json(folder / "environment.json", environment() | {"init_sha256": made_from})
     rows = [f"{p.numel():>14,}  {tuple(p.shape)!s:<18} {name}" for name, p in predictor.named_parameters()]
     total = sum(p.numel() for p in predictor.parameters())
     (folder / "parameters.txt").write_text("\n".join([*rows, f"{total:>14,}  total"]) + "\n")

@@ -47,6 +47,8 @@ class MDLMVariantConfig(VariantConfig):
 class SoftMaskedVariantConfig(VariantConfig):
     name: str = "soft_masked"
     p_sm: float = 0.8  # probability that a training step spends the extra first pass
+    start_step: int = 0  # optimizer steps before this one are plain MDLM steps
+    stop_step: int | None = None  # from this optimizer step on, too; null: never
 
 
 @dataclass

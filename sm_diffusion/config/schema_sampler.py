@@ -17,8 +17,10 @@ class SamplerConfig:
     top_k: int | None = None  # null: all tokens
     keep_crossing: bool = False  # the nucleus keeps the token that crosses top_p (Dream); false: it does not (MDLM)
     noise_removal: bool = True  # a last pass puts the most probable token where a mask is left
-    strength: str = "constant"  # decode-time factor on omega_s: constant | linear | stepwise
+    strength: str = "constant"  # decode-time factor on omega_s: constant | linear | stepwise | window
     strength_levels: int = 4  # stepwise only
+    strength_from: float = 1.0  # window only: the factor is 1 while strength_until < t <= strength_from, else 0
+    strength_until: float = 0.0  # window only: diffusion time
     reuse_unchanged_batch: bool = False  # the authors' cache; ties a text to its batch, for reproducing their numbers
 
 

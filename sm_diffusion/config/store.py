@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -29,6 +30,7 @@ from sm_diffusion.types import UserError
 # Lines of Hydra's and OmegaConf's reports that tell a user nothing.
 _NOISE = ("object_type=", "reference_type=", "See https://", "To append to your config", "schema_", "You may also")
 
+ONE_RUN = "SM_DIFFUSION_ONE_RUN"  # in hydra.job.env_set: not one of many jobs
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 
@@ -40,8 +42,9 @@ class ExperimentSearchPath(SearchPathPlugin):
         search_path.append(provider="sm_diffusion", path=f"file://{ROOT}")
 
 
+@functools.cache
 def register() -> None:
-    """Register the dataclasses that YAML files extend, and the experiment folder. Safe to call twice."""
+    """Register the dataclasses that YAML files extend, and the experiment folder; a second call does nothing."""
     store = ConfigStore.instance()
     nodes: list[tuple[str | None, str, Any]] = [
         (None, "train_schema", schema.TrainConfig),
@@ -167,9 +170,10 @@ def launch(config_name: str, run: Callable[[Any], object]) -> None:
 
 
 def _per_job(config: Any) -> Any:
-    """In a sweep every job gets a folder of its own below the run's: <output_dir>/<number>-<overrides>."""
+    """In a sweep every job gets a folder of its own below the run's: <output_dir>/<number>-<overrides>. What `smd run`
+    has a launcher run is one run, which keeps its folder."""
     hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.MULTIRUN:
+    if hydra_config.mode == RunMode.MULTIRUN and ONE_RUN not in hydra_config.job.env_set:
         label = re.sub(r"[^A-Za-z0-9_.=,-]+", "_", hydra_config.job.override_dirname)[:120]
         config.output_dir = str(Path(config.output_dir) / f"{hydra_config.job.num:03d}-{label}")
     return config

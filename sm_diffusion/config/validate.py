@@ -17,6 +17,7 @@ from sm_diffusion.config.validate_hf import hf_problems
 from sm_diffusion.config.validate_strategy import strategy_problems
 from sm_diffusion.evaluation.mauve import FEWEST, too_few
 from sm_diffusion.training.ckpt_store import exists
+from sm_diffusion.training.window import StepWindow
 from sm_diffusion.types import UserError
 
 Problems = Iterator[str]
@@ -144,6 +145,19 @@ def _soft_mask(config: schema.TrainConfig) -> Problems:
     yield from _choice("variant.name", config.variant.name, ("mdlm", "soft_masked"))
     if isinstance(config.variant, schema.SoftMaskedVariantConfig):
         yield from _inside("variant.p_sm", config.variant.p_sm, 0, 1, hint="; the paper's best is 0.8")
+        yield from _window(config.variant, config.trainer.max_steps)
+
+
+def _window(variant: schema.SoftMaskedVariantConfig, max_steps: int) -> Problems:
+    try:
+        StepWindow(variant.start_step, variant.stop_step)
+    except UserError as error:
+        yield str(error)
+    if variant.start_step >= max_steps > 0:
+        yield (
+            f"variant.start_step={variant.start_step}: the run ends at trainer.max_steps={max_steps}, so soft-masking "
+            "would never start; set it lower, or variant=mdlm"
+        )
 
 
 def _objective(config: schema.TrainConfig) -> Problems:

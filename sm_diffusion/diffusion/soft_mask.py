@@ -190,3 +190,16 @@ class StepwiseStrength(StrengthSchedule):
 
     def __call__(self, t: float) -> float:
         return math.ceil(min(max(t, 0.0), 1.0) * self.num_levels) / self.num_levels
+
+
+class WindowStrength(StrengthSchedule):
+    """omega_s while t_until < t <= t_from, plain masks outside: soft-masking in the early or the late steps only."""
+
+    def __init__(self, *, t_from: float, t_until: float) -> None:
+        if not 0 <= t_until < t_from <= 1:
+            raise ValueError(f"must satisfy 0 <= t_until < t_from <= 1, got t_until={t_until}, t_from={t_from}")
+        self.t_from = t_from
+        self.t_until = t_until
+
+    def __call__(self, t: float) -> float:
+        return 1.0 if self.t_until < t <= self.t_from else 0.0

@@ -12,47 +12,35 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sm_diffusion.evaluation.results import read_results
+from sm_diffusion.tools.state import STALE_MARK as STALE_MARK
+from sm_diffusion.tools.state import State as State
+from sm_diffusion.tools.state import config_differences as config_differences
+from sm_diffusion.tools.state import schema_defaults as schema_defaults
+from sm_diffusion.tools.state import state_of as state_of
 from sm_diffusion.types import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = ROOT / "experiments"
 RUNS = Path("runs")
 DESCRIPTION = "experiment.yaml"
-# What changes no result: a run that differs in these only is the same run.
-IRRELEVANT = (
-    "output_dir",
-    "ckpt_path",
-    "overwrite",
-    "logger",
-    "callbacks.progress_seconds",
-    "callbacks.plots",
-    "callbacks.checkpoint",
-    "data.cache_dir",
-    "data.num_workers",
-    "strategy.timeout_seconds",
-    "trainer.log_every_steps",
-    "trainer.threads",
-)
 TEXT_WIDTH = 110
 CELL_WIDTH = 44
-# Left in a run folder whose starting checkpoint was trained again.
-STALE_MARK = "stale"
 _SEED_SUFFIX = re.compile(r"-seed\d+$")
 
 
 @dataclass(frozen=True)
 class Experiment:
     """rows: in the order they are shown. columns: metric names, empty for the standard ones. compare: pairs of rows
-    whose difference is judged, empty for each row against the best. notes: lines printed below the table."""
+    whose difference is judged, empty for each row against the best. notes: lines printed below the table.
+    eval_rows: those of the rows that eval.py makes, of another row's checkpoint; train.py makes the others.
+    seeds: that `smd run` runs, empty for each row's own."""
 
     name: str
     folder: Path
@@ -61,6 +49,8 @@ class Experiment:
     columns: tuple[str, ...] = ()
     compare: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    eval_rows: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
 
 
 def list_experiments(folder: Path | None = None) -> list[str]:
@@ -70,11 +60,12 @@ def list_experiments(folder: Path | None = None) -> list[str]:
 
 
 def _row_files(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.yaml") if path.name != DESCRIPTION)
+    """Names beginning with _ are parts that rows share."""
+    return sorted(path.stem for path in folder.glob("[!_]*.yaml") if path.name != DESCRIPTION)
 
 
 def load_experiment(name: str, folder: Path | None = None) -> Experiment:
-    """Read `experiments/<name>/`. Rows that `experiment.yaml` does not order come last, by name.
+    """Read `experiments/<name>/`. Rows that `experiment.yaml` does not order come last, by name, evaluations after.
 
     folder: of all experiments; None: the repository's.
     Raises UserError for an unknown experiment (lists them) or a wrong `experiment.yaml` (names the key).
@@ -90,10 +81,14 @@ def load_experiment(name: str, folder: Path | None = None) -> Experiment:
     for row in files:
         if _SEED_SUFFIX.search(row):
             raise UserError(f"{folder / name / row}.yaml: a row's name may not end in -seed<k>; rename it")
+    eval_rows = _strings(described, "eval_rows", path)
     ordered = _strings(described, "rows", path)
-    if unknown := [row for row in ordered if row not in files]:
-        raise UserError(f"{path}: rows: {', '.join(unknown)}: no such file; the rows are {', '.join(files)}")
-    rows = tuple(ordered) + tuple(row for row in files if row not in ordered)
+    for key, names in (("rows", ordered), ("eval_rows", eval_rows)):
+        if unknown := [row for row in names if row not in files]:
+            raise UserError(f"{path}: {key}: {', '.join(unknown)}: no such file; the rows are {', '.join(files)}")
+    ordered += [row for row in files if row not in (*ordered, *eval_rows)]
+    ordered += [row for row in eval_rows if row not in ordered]
+    rows = tuple(ordered)
     compare = described.get("compare") or []
     for pair in compare:
         if not isinstance(pair, list) or len(pair) != 2 or any(row not in rows for row in pair):
@@ -106,6 +101,8 @@ def load_experiment(name: str, folder: Path | None = None) -> Experiment:
         columns=tuple(_strings(described, "columns", path)),
         compare=tuple((first, second) for first, second in compare),
         notes=tuple(_strings(described, "notes", path)),
+        eval_rows=tuple(eval_rows),
+        seeds=_seeds(described, path),
     )
 
 
@@ -116,7 +113,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         described = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
-    known = ("title", "rows", "columns", "compare", "notes")
+    known = ("title", "rows", "eval_rows", "seeds", "columns", "compare", "notes")
     if not isinstance(described, dict) or (unknown := [key for key in described if key not in known]):
         found = ", ".join(map(str, unknown)) if isinstance(described, dict) else "not a mapping"
         raise UserError(f"{path}: {found}: the keys are {', '.join(known)}")
@@ -131,6 +128,13 @@ def _strings(described: dict[str, Any], key: str, path: Path) -> list[str]:
     return value
 
 
+def _seeds(described: dict[str, Any], path: Path) -> tuple[int, ...]:
+    value = described.get("seeds") or []
+    if not isinstance(value, list) or not all(type(item) is int for item in value):
+        raise UserError(f"{path}: seeds: give a list of whole numbers")
+    return tuple(value)
+
+
 def run_folder(experiment: str, row: str, *, seed: int | None, runs: Path = RUNS) -> Path:
     """Where a row's run lies. seed: None for the row's own seed."""
     return runs / experiment / (row if seed is None else f"{row}-seed{seed}")
@@ -142,72 +146,6 @@ def seed_folders(experiment: str, row: str, *, runs: Path = RUNS) -> list[Path]:
     others = [path for path in own.parent.glob("*-seed*") if re.fullmatch(re.escape(row) + r"-seed\d+", path.name)]
     others.sort(key=lambda path: int(path.name.rpartition("-seed")[2]))
     return [path for path in (own, *others) if path.is_dir()]
-
-
-# ------------------------------------------------------------------------------------------------------------ state
-
-
-class State(Enum):
-    """Of a row's run folder. CHANGED: it holds a run of another configuration. STALE: of another start."""
-
-    DONE = "done"
-    MISSING = "to run"
-    INTERRUPTED = "to continue"
-    RESTART = "to start again (interrupted before its first checkpoint)"
-    CHANGED = "made with other settings"
-    STALE = "to run again (what it starts from was trained again)"
-
-
-def state_of(folder: Path, config: Mapping[str, Any]) -> tuple[State, list[str]]:
-    """Where a run stands, judged by its files and by the configuration it would have today."""
-    earlier = _earlier_config(folder)
-    if earlier is not None and (differences := config_differences(earlier, config)):
-        return State.CHANGED, differences
-    if (folder / STALE_MARK).exists():
-        return State.STALE, []
-    if (folder / "results.json").is_file():
-        return State.DONE, []
-    if (folder / "checkpoints" / "last.ckpt").exists():
-        return State.INTERRUPTED, []
-    return (State.RESTART if folder.is_dir() and any(folder.iterdir()) else State.MISSING), []
-
-
-def _earlier_config(folder: Path) -> Mapping[str, Any] | None:
-    if (folder / "results.json").is_file():
-        config = read_results(folder / "results.json").get("config")
-        return config if isinstance(config, dict) else None
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return None
-    try:
-        config = yaml.safe_load(path.read_text())
-    except yaml.YAMLError:
-        raise UserError(f"{path}: not a YAML file; delete {folder} to run it again") from None
-    return config if isinstance(config, dict) else None
-
-
-def config_differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`key: old -> new` of every setting that can change a result."""
-    old, new = _flat(earlier), _flat(now)
-    return [
-        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _irrelevant(key)
-    ]
-
-
-def _irrelevant(key: str) -> bool:
-    return any(key == setting or key.startswith(f"{setting}.") for setting in IRRELEVANT)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 # ----------------------------------------------------------------------------------------------------------- tables

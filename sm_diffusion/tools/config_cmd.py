@@ -62,23 +62,24 @@ def split_program(words: Sequence[str]) -> tuple[str, list[str]]:
     return "train", list(words)
 
 
-def composed(program: str, overrides: Sequence[str]) -> dict[str, Any]:
+def composed(program: str, overrides: Sequence[str], *, checkpoint_exists: bool = True) -> dict[str, Any]:
     """The resolved and validated configuration as plain values."""
-    return dataclasses.asdict(compose_and_validate(program, overrides))
+    return dataclasses.asdict(compose_and_validate(program, overrides, checkpoint_exists=checkpoint_exists))
 
 
-def compose_and_validate(program: str, overrides: Sequence[str]) -> Any:
+def compose_and_validate(program: str, overrides: Sequence[str], *, checkpoint_exists: bool = True) -> Any:
     """The typed configuration (schema.TrainConfig or schema.EvalConfig); UserError lists all that is wrong.
 
     For train, what depends on the moment is left to train.py: whether this machine has the device, whether the
-    checkpoint to start from exists yet, whether the run folder is free.
+    checkpoint to start from exists yet, whether the run folder is free. checkpoint_exists: for eval, the checkpoint
+    must be there.
     """
     from sm_diffusion.config.store import compose_config
     from sm_diffusion.config.validate import validate_eval, validate_train
 
     config = compose_config(program, overrides)
     if program == "eval":
-        validate_eval(config)
+        validate_eval(config if checkpoint_exists else dataclasses.replace(config, checkpoint=str(ROOT)))
     else:
         trainer = dataclasses.replace(config.trainer, accelerator=_any_device(config.trainer.accelerator))
         validate_train(
@@ -153,17 +154,36 @@ def shipped(root: Path) -> Iterator[list[str]]:
         if group not in (*CHECKED_GROUPS, *EVALUATION_GROUPS):
             yield from ([f"{group}={path.stem}"] for path in files)
     for name in list_experiments(root / "experiments"):
-        yield from ([f"experiments={name}/{row}"] for row in load_experiment(name, root / "experiments").rows)
+        rows = load_experiment(name, root / "experiments")
+        yield from ([f"experiments={name}/{row}"] for row in rows.rows if row not in rows.eval_rows)
+
+
+def shipped_evaluations(root: Path) -> Iterator[list[str]]:
+    """Overrides of eval.py for every evaluation row."""
+    for name in list_experiments(root / "experiments"):
+        experiment = load_experiment(name, root / "experiments")
+        for row in experiment.eval_rows:
+            yield [f"experiments={name}/{row}", *consent_to_run_code(experiment.folder / f"{row}.yaml")]
+
+
+def consent_to_run_code(row: Path) -> list[str]:
+    """What a row of a code benchmark needs from its user, for checks that run nothing."""
+    from sm_diffusion.config.store import compose_config
+
+    evaluator = compose_config("eval", [f"experiments={row.parent.name}/{row.stem}"]).evaluator
+    return ["evaluator.allow_code_execution=true"] if "allow_code_execution" in vars(evaluator) else []
 
 
 def check_all() -> int:
     """Print one line for each; status 1 when any is refused."""
     failures = total = 0
-    for overrides in shipped(ROOT):
+    programs = [("train", overrides) for overrides in shipped(ROOT)]
+    programs += [("eval", overrides) for overrides in shipped_evaluations(ROOT)]
+    for program, overrides in programs:
         total += 1
         stand_ins = [value for option in overrides for value in STAND_INS.get(option, ())]
         try:
-            composed("train", [*overrides, *stand_ins])
+            composed(program, [*overrides, *stand_ins], checkpoint_exists=False)
         except UserError as error:
             failures += 1
             print(f"FAILED  {' '.join(overrides)}: {error}")

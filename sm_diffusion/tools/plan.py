@@ -147,7 +147,7 @@ def dit_layout(shape: DiTShape, *, mixed: bool, strategy: schema.StrategyConfig)
 def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int) -> Plan:
     """config: schema.TrainConfig. num_devices: data-parallel processes."""
     from sm_diffusion.config import schema
-    from sm_diffusion.config.build import build_objective, dit_shape
+    from sm_diffusion.config.build import build_objective, dit_shape, extra_pass_share
     from sm_diffusion.config.build_data import micro_batch_sequences
 
     model, data = config.model, config.data
@@ -157,7 +157,7 @@ def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int)
     network = dit_shape(model, size)
     parameters = dit_parameters(network)
     blocks, head = network.flops_per_token(data.length)
-    p_sm = config.variant.p_sm if isinstance(config.variant, schema.SoftMaskedVariantConfig) else 0.0
+    p_sm = extra_pass_share(config)
     share = build_objective(config, mask_id=0).masked_share()
     flops = training_flops(
         blocks, head, masked_share=share, p_sm=p_sm, recompute_blocks=model.activation_checkpointing

@@ -160,8 +160,7 @@ def padded_positions(data: schema.DataConfig) -> int:
 
 def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int) -> HFPlan:
     """config: schema.TrainConfig with an HFConfig. num_devices: data-parallel processes."""
-    from sm_diffusion.config import schema
-    from sm_diffusion.config.build import build_objective
+    from sm_diffusion.config.build import build_objective, extra_pass_share
     from sm_diffusion.config.build_data import micro_batch_sequences
 
     model, peft, data = config.model, config.peft, config.data
@@ -171,7 +170,7 @@ def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int)
     share = build_objective(config, mask_id=0).masked_share()
     blocks = 2 * numbers.linear_parameters + numbers.num_layers * 4 * length * numbers.query
     forward = blocks + share * 2 * numbers.matrix
-    p_sm = config.variant.p_sm if isinstance(config.variant, schema.SoftMaskedVariantConfig) else 0.0
+    p_sm = extra_pass_share(config)
     backward = forward if peft.kind != "none" else 2 * forward  # frozen matrices need no gradient of their own
     recomputed = blocks if model.activation_checkpointing else 0
     flops = Flops(forward, forward + backward + recomputed + p_sm * forward, p_sm * forward)

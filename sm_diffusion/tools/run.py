@@ -6,20 +6,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import re
+import os
 import shlex
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sm_diffusion.tools import ROOT, RUNS, STALE_MARK, Experiment, State, load_experiment, run_folder, state_of
+from sm_diffusion.tools import RUNS, STALE_MARK, Experiment, State, load_experiment
+from sm_diffusion.tools.rows import LAUNCHERS, RowRun, plan_runs
 from sm_diffusion.tools.table import report
+from sm_diffusion.tools.workers import Processes, Terminal, Workers, call, log_of, sigterm_as_exit
 from sm_diffusion.types import UserError
 
 HELP = "train and evaluate the rows of an experiment that are missing, then print its table"
@@ -27,169 +24,96 @@ EXAMPLES = """
 smd run quickstart
 smd run quickstart --dry-run
 smd run quickstart --only pretrain
-smd run quickstart --seeds 1,2,3
+smd run quickstart --seeds 1,2,3 --jobs 2
 smd run quickstart --runs /tmp/smoke trainer.max_steps=20
+smd run owt_continuation --launcher slurm strategy=ddp trainer.devices=8
 """
-GRACE_SECONDS = 60  # that an interrupted program gets to write a checkpoint
-Compose = Callable[[Sequence[str]], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class RowRun:
-    """One training run. overrides: what train.py is given. needs: the run folder it starts from, or None.
-    differences: `key: old -> new`, when the folder holds a run of another configuration."""
-
-    row: str
-    seed: int
-    folder: Path
-    overrides: tuple[str, ...]
-    needs: Path | None
-    state: State
-    differences: tuple[str, ...] = ()
-
-    def command(self) -> list[str]:
-        """The command line that brings it to its end from where it stands."""
-        extra = {
-            State.INTERRUPTED: ["ckpt_path=last"],
-            State.RESTART: ["overwrite=true"],
-            State.CHANGED: ["overwrite=true"],
-            State.STALE: ["overwrite=true"],
-        }
-        return [sys.executable, str(ROOT / "train.py"), *self.overrides, *extra.get(self.state, [])]
-
-
-# ------------------------------------------------------------------------------------------------------------- plan
-
-
-def plan_runs(
-    experiment: Experiment,
-    *,
-    seeds: Sequence[int] = (),
-    extra: Sequence[str] = (),
-    runs: Path = RUNS,
-    compose: Compose | None = None,
-) -> list[RowRun]:
-    """Every run of the experiment and its state, each after the one it starts from.
-
-    seeds: empty for each row's own. extra: overrides for all rows. compose: overrides -> configuration.
-    """
-    compose = compose or _compose_train
-    planned = []
-    for row in experiment.rows:
-        base = [f"experiments={experiment.name}/{row}", *extra]
-        own = compose(base)
-        for seed in dict.fromkeys(seeds) or [int(own["seed"])]:
-            suffix = None if seed == own["seed"] else seed
-            planned.append(_plan_run(experiment, row, own=own, base=base, seed=suffix, runs=runs, compose=compose))
-    return _ordered(planned)
-
-
-def _compose_train(overrides: Sequence[str]) -> Mapping[str, Any]:
-    from sm_diffusion.tools.config_cmd import composed
-
-    return composed("train", overrides)
-
-
-def _plan_run(
-    experiment: Experiment,
-    row: str,
-    *,
-    own: Mapping[str, Any],
-    base: Sequence[str],
-    seed: int | None,
-    runs: Path,
-    compose: Compose,
-) -> RowRun:
-    """seed: None for the row's own, whose command line is then the shortest."""
-    folder = run_folder(experiment.name, row, seed=seed, runs=runs)
-    overrides = list(base)
-    if seed is not None:
-        overrides += [f"seed={seed}", f"name={experiment.name}/{folder.name}"]
-    config = own if seed is None else compose(overrides)
-    if Path(config["output_dir"]) != folder:
-        overrides.append(f"output_dir={quoted(str(folder))}")
-    start = _start(experiment, own["init_from"], seed=seed, runs=runs)
-    if start is not None and str(start[1]) != own["init_from"]:
-        overrides.append(f"init_from={quoted(str(start[1]))}")
-    if len(overrides) > len(base):
-        config = compose(overrides)
-    state, differences = state_of(folder, config)
-    return RowRun(
-        row=row,
-        seed=int(config["seed"]),
-        folder=folder,
-        overrides=tuple(overrides),
-        needs=start[0] if start else None,
-        state=state,
-        differences=tuple(differences),
-    )
-
-
-def _start(experiment: Experiment, init_from: str | None, *, seed: int | None, runs: Path) -> tuple[Path, Path] | None:
-    """(run folder, checkpoint) that a row starts from when that is another row of the experiment, at its seed."""
-    prefix = (*RUNS.parts, experiment.name)
-    parts = Path(init_from).parts if init_from is not None else ()
-    if parts[: len(prefix)] != prefix or len(parts) <= len(prefix) or parts[len(prefix)] not in experiment.rows:
-        return None
-    folder = run_folder(experiment.name, parts[len(prefix)], seed=seed, runs=runs)
-    return folder, folder.joinpath(*parts[len(prefix) + 1 :])
-
-
-def quoted(value: str) -> str:
-    """A value as Hydra's command-line grammar reads it back."""
-    if re.fullmatch(r"[\w./+-]+", value):
-        return value
-    # Hydra takes a backslash literally unless it stands before a quote.
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value) + "'"
-
-
-def _ordered(planned: Sequence[RowRun]) -> list[RowRun]:
-    """Each run after the one it starts from, otherwise in the given order."""
-    waiting, ordered = list(planned), []
-    while waiting:
-        blocked = {item.folder for item in waiting}
-        ready = next((item for item in waiting if item.needs not in blocked), None)
-        if ready is None:
-            raise UserError(f"rows start from one another in a circle: {', '.join(item.row for item in waiting)}")
-        waiting.remove(ready)
-        ordered.append(ready)
-    return ordered
 
 
 # -------------------------------------------------------------------------------------------------------------- run
 
 
 def selected(planned: Sequence[RowRun], only: Sequence[str], experiment: Experiment) -> list[RowRun]:
-    """The runs of the named rows, all of them without names."""
+    """The runs of the named rows; without names all of them, and the runs of other experiments they start from."""
     if unknown := [row for row in only if row not in experiment.rows]:
         raise UserError(f"--only {unknown[0]}: no such row; choose from {', '.join(experiment.rows)}")
-    return [item for item in planned if not only or item.row in only]
+    return [item for item in planned if not only or (item.experiment == experiment.name and item.row in only)]
 
 
-def execute(chosen: Sequence[RowRun], planned: Sequence[RowRun], *, experiment: Experiment, overwrite: bool) -> None:
-    """Run what is not done, one after another; UserError at the first that cannot or does not end well."""
+def execute(
+    chosen: Sequence[RowRun],
+    planned: Sequence[RowRun],
+    *,
+    name: str,
+    overwrite: bool,
+    workers: Workers,
+    launcher: str | None = None,
+) -> None:
+    """Run what is not done, each run once what it starts from is done. After a failure nothing new is started.
+
+    name: of the experiment. Raises UserError at the first run that cannot be run or does not end well.
+    """
+    _refuse_changed(chosen, overwrite=overwrite)
+    states = {item.folder: item.state for item in planned}
+    pending = _pending(chosen, states)
+    again: set[Path] = set()
+    running: dict[Path, RowRun] = {}
+    failures: list[str] = []
+    try:
+        while running or (pending and not failures):
+            ready = [item for item in pending if item.needs is None or states[item.needs] is State.DONE]
+            for item in ready[: workers.slots - len(running)] if not failures else []:
+                pending.remove(item)
+                if item.needs in again:
+                    item = dataclasses.replace(item, state=State.STALE)
+                if item.state in (State.CHANGED, State.STALE):
+                    again.add(item.folder)
+                    _mark_stale(item, planned)
+                _announce(item, launcher, workers)
+                running[item.folder] = item
+                workers.start(item.folder, item.command(launcher))
+            folder, status, log = workers.wait()
+            item = running.pop(folder)
+            if problem := _problem(item, status, name):
+                failures.append(problem + (f"\n{log}\n  ({log_of(folder)})" if log else ""))
+            else:
+                (folder / STALE_MARK).unlink(missing_ok=True)
+                states[folder] = State.DONE
+                if workers.slots > 1:
+                    print(f"{folder}: done", flush=True)
+    finally:
+        workers.stop()
+    if failures:
+        raise UserError("\n".join(failures))
+
+
+def _refuse_changed(chosen: Sequence[RowRun], *, overwrite: bool) -> None:
     if not overwrite and (changed := [item for item in chosen if item.state is State.CHANGED]):
         first = changed[0]
         raise UserError(
             f"{first.folder}: holds a run with other settings ({'; '.join(first.differences[:4])}); "
             "keep it by choosing another folder with --runs, or replace it with --overwrite"
         )
-    states = {item.folder: item.state for item in planned}
-    again: set[Path] = set()
+
+
+def _pending(chosen: Sequence[RowRun], states: dict[Path, State]) -> list[RowRun]:
+    """Runs to be made, those that must be made again with what they start from included; says which are done."""
+    pending: dict[Path, RowRun] = {}
     for item in chosen:
-        if item.needs in again:
-            item = dataclasses.replace(item, state=State.STALE)
-        if item.state is State.DONE:
+        if item.state is State.DONE and not (item.needs in pending and _is_replaced(pending[item.needs])):
             print(f"{item.folder}: done", flush=True)
             continue
-        if item.needs is not None and states[item.needs] is not State.DONE:
+        if item.needs is not None and states[item.needs] is not State.DONE and item.needs not in pending:
             where = f"{item.needs}, which is {states[item.needs].value}"
             raise UserError(f"{item.folder}: starts from {where}; run that row first, or leave out --only")
-        if item.state in (State.CHANGED, State.STALE):
-            again.add(item.folder)
-            _mark_stale(item, planned)
-        _run_one(item, experiment)
-        states[item.folder] = State.DONE
+        pending[item.folder] = item
+        states[item.folder] = State.MISSING
+    return list(pending.values())
+
+
+def _is_replaced(item: RowRun) -> bool:
+    """Of a pending run; one that is done is pending only because what it starts from is replaced."""
+    return item.state in (State.CHANGED, State.STALE, State.DONE)
 
 
 def _mark_stale(item: RowRun, planned: Sequence[RowRun]) -> None:
@@ -200,46 +124,28 @@ def _mark_stale(item: RowRun, planned: Sequence[RowRun]) -> None:
             _mark_stale(other, planned)
 
 
-def _run_one(item: RowRun, experiment: Experiment) -> None:
-    command = item.command()
-    print(f"{item.folder}: {item.state.value}\n$ {shlex.join(command)}", flush=True)
-    status = call(command)
-    again = f'then call "smd run {experiment.name}" again: what is finished is kept, this row is continued'
+def _announce(item: RowRun, launcher: str | None, workers: Workers) -> None:
+    log = f"\n  log: {log_of(item.folder)}" if workers.slots > 1 else ""
+    print(f"{item.folder}: {item.state.value}\n$ {shlex.join(item.command(launcher))}{log}", flush=True)
+
+
+def _problem(item: RowRun, status: int, name: str) -> str | None:
+    """What went wrong with a run that ended, or None."""
+    again = f'then call "smd run {name}" again: what is finished is kept, this row is continued'
     if status != 0:
-        raise UserError(f"row {item.row} (seed {item.seed}) failed, status {status}: mend what it says above, {again}")
-    (item.folder / STALE_MARK).unlink(missing_ok=True)
+        return f"row {item.row} (seed {item.seed}) failed, status {status}: mend what it says above, {again}"
     if not (item.folder / "results.json").is_file():
-        raise UserError(f"row {item.row} (seed {item.seed}) wrote no {item.folder / 'results.json'}; {again}")
-
-
-def call(command: Sequence[str]) -> int:
-    """Run a program on this terminal. An interruption or SIGTERM is passed on and its orderly end waited for."""
-    with subprocess.Popen(command) as process:
-        previous = signal.signal(signal.SIGTERM, _terminated)
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            # A terminal has interrupted the program as well; give it time to write its checkpoint.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=GRACE_SECONDS)
-            raise
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=GRACE_SECONDS)
-                process.kill()
-            signal.signal(signal.SIGTERM, previous)
-
-
-def _terminated(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)
+        return f"row {item.row} (seed {item.seed}) wrote no {item.folder / 'results.json'}; {again}"
+    return None
 
 
 def written_files(chosen: Sequence[RowRun]) -> list[Path]:
     """What people look for in the run folders."""
-    patterns = ("results.json", "plots/*.png", "checkpoints/last.ckpt")
+    patterns = ("results.json", "*.png", "plots/*.png", "checkpoints/last.ckpt")
     return [path for item in chosen for pattern in patterns for path in sorted(item.folder.glob(pattern))]
+
+
+# ----------------------------------------------------------------------------------------------------- command line
 
 
 def seeds_of(text: str) -> list[int]:
@@ -252,35 +158,83 @@ def seeds_of(text: str) -> list[int]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", help="a folder of experiments/")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for every row, as for train.py")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="for every row that train.py, or else eval.py, makes"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
     parser.add_argument("--only", action="append", default=[], metavar="ROW", help="this row; may be repeated")
-    parser.add_argument("--seeds", type=seeds_of, default=[], metavar="1,2,3", help="default: each row's own seed")
+    parser.add_argument(
+        "--seeds", type=seeds_of, default=[], metavar="1,2,3", help="default: the experiment's, or each row's own"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace runs made with other settings")
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"where runs lie, default {RUNS}/")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once, each with a log; default 1, launcher: all")
+    parser.add_argument("--launcher", metavar="NAME", help="Hydra launcher of each run, such as slurm")
+
+
+def workers_of(jobs: int | None, launcher: str | None, num_runs: int) -> Workers:
+    """UserError for fewer than one job, or an unknown launcher."""
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs {jobs}: give at least 1")
+    if launcher is not None:
+        check_launcher(launcher)
+    slots = jobs or (max(1, num_runs) if launcher else 1)
+    if slots == 1:
+        return Terminal(call)
+    return Processes(slots, threads=max(1, (os.cpu_count() or 1) // slots))
+
+
+def check_launcher(name: str) -> None:
+    """UserError unless Hydra has a launcher of that name: of conf/hydra/launcher, or of an installed plugin."""
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+
+    own = sorted(path.stem for path in LAUNCHERS.glob("*.yaml") if not path.stem.endswith("_eval"))
+    if name in own and name != "slurm":
+        return
+    Plugins.instance()  # registers what is installed
+    found = sorted(file.removesuffix(".yaml") for file in ConfigStore.instance().list("hydra/launcher"))
+    if name not in (*own, *found):
+        raise UserError(
+            f"--launcher {name}: no such launcher; choose from {', '.join(sorted({*own, *found}))}; others need a "
+            "plugin: pip install 'sm-diffusion[sweeps]'"
+        )
+    if name == "slurm" and "submitit_slurm" not in found:
+        raise UserError("--launcher slurm: needs a plugin: pip install 'sm-diffusion[sweeps]'")
+
+
+def _dry_run(chosen: Sequence[RowRun], *, overwrite: bool, launcher: str | None) -> None:
+    for item in chosen:
+        print(f"{item.folder}: {item.state.value}", *(f"  {line}" for line in item.differences), sep="\n")
+        if item.state is State.CHANGED and not overwrite:
+            print("  refused without --overwrite")
+        elif item.state is not State.DONE:
+            print(f"  $ {shlex.join(item.command(launcher))}")
 
 
 def run(args: argparse.Namespace) -> int:
     experiment = load_experiment(args.experiment)
     planned = plan_runs(experiment, seeds=args.seeds, extra=args.overrides, runs=args.runs)
     chosen = selected(planned, args.only, experiment)
+    workers = workers_of(args.jobs, args.launcher, len(chosen))
     if args.dry_run:
-        for item in chosen:
-            print(f"{item.folder}: {item.state.value}", *(f"  {line}" for line in item.differences), sep="\n")
-            if item.state is State.CHANGED and not args.overwrite:
-                print("  refused without --overwrite")
-            elif item.state is not State.DONE:
-                print(f"  $ {shlex.join(item.command())}")
+        _dry_run(chosen, overwrite=args.overwrite, launcher=args.launcher)
         return 0
-    lock = args.runs / experiment.name / ".lock"
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock, timeout=0):
-            execute(chosen, planned, experiment=experiment, overwrite=args.overwrite)
-    except Timeout:
-        raise UserError(f"{lock.parent}: another smd run is at work there; wait for its end") from None
-    except OSError as error:
-        raise UserError(f"{lock.parent}: cannot be written ({error.strerror}); set another --runs folder") from None
+    name = experiment.name
+    with contextlib.ExitStack() as stack:
+        for other in sorted({item.experiment for item in chosen}):
+            folder = args.runs / other
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(folder / ".lock", timeout=0))
+            except Timeout:
+                raise UserError(f"{folder}: another smd run is at work there; wait for its end") from None
+            except OSError as error:
+                raise UserError(f"{folder}: cannot be written ({error.strerror}); set another --runs folder") from None
+        stack.enter_context(sigterm_as_exit())
+        execute(
+            chosen, planned, name=name, overwrite=args.overwrite, workers=workers, launcher=args.launcher
+        )
     print(f"\n{report(experiment, runs=args.runs)}\n\nfiles:")
     print("\n".join(f"  {path}" for path in written_files(chosen)))
     return 0

@@ -8,6 +8,7 @@ import torch
 
 from sm_diffusion.diffusion.predictor import SoftMaskPredictor
 from sm_diffusion.training.module import DiffusionModule
+from sm_diffusion.training.window import StepWindow
 
 
 class MDLMModule(DiffusionModule):
@@ -21,14 +22,20 @@ class MDLMModule(DiffusionModule):
 
 
 class SoftMaskedModule(DiffusionModule):
-    """With probability p_sm a training step spends a first pass, whose prediction softens the masks of the second."""
+    """With probability p_sm a training step spends a first pass, whose prediction softens the masks of the second.
 
-    def __init__(self, *, predictor: SoftMaskPredictor, p_sm: float, **shared: Any) -> None:
+    window: the steps this holds for; outside of it every step is plain. Validation always spends both passes.
+    """
+
+    def __init__(
+        self, *, predictor: SoftMaskPredictor, p_sm: float, window: StepWindow | None = None, **shared: Any
+    ) -> None:
         super().__init__(predictor=predictor, **shared)
         self.p_sm = p_sm
+        self.window = window or StepWindow()
 
     def feedback(self, coin: float) -> bool:
-        return coin < self.p_sm
+        return coin < self.p_sm and self.global_step in self.window
 
     def scalars(self) -> dict[str, torch.Tensor]:
         assert isinstance(self.predictor, SoftMaskPredictor)

@@ -130,11 +130,13 @@ def test_groups_of_the_repository(capsys: pytest.CaptureFixture[str]) -> None:
 def test_check_all_counts_failures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     options = [["model=dit_tiny"], ["model=dit_tiny", "model.num_heads=5"], ["data=text_files"]]
     monkeypatch.setattr(config_cmd, "shipped", lambda root: iter(options))
+    monkeypatch.setattr(config_cmd, "shipped_evaluations", lambda root: iter([["checkpoint=of-a-row"]]))
     assert cli.main(["config", "--check-all"]) == 1
     out = capsys.readouterr().out
     assert "ok      model=dit_tiny\n" in out
     assert "FAILED  model=dit_tiny model.num_heads=5: model.width=96" in out
-    assert "2 of 3 configurations are valid" in out
+    assert "ok      checkpoint=of-a-row\n" in out
+    assert "3 of 4 configurations are valid" in out
 
 
 # ------------------------------------------------------------------------------------------------------------ links

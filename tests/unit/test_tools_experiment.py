@@ -161,6 +161,16 @@ def test_another_configuration_is_told_and_harmless_settings_are_not(tmp_path: P
     assert tools.state_of(folder, other) == (tools.State.CHANGED, ["trainer.max_steps: 100 -> 200"])
 
 
+def test_settings_that_an_earlier_version_did_not_know_count_only_off_their_default(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "soft")
+    variant = {"name": "soft_masked", "p_sm": 0.8, "start_step": 0, "stop_step": None}
+    assert tools.state_of(folder, row_config("soft", variant=variant))[0] is tools.State.DONE
+    changed = row_config("soft", variant=variant | {"start_step": 7})
+    assert tools.state_of(folder, changed) == (tools.State.CHANGED, ["variant.start_step: absent -> 7"])
+    assert tools.schema_defaults()["callbacks.checkpoint.verify"] == [True]
+    assert tools.schema_defaults()["sampler.eta"] == [0.04, 0.015, 0.02]
+
+
 def test_state_survives_yaml_and_json_round_trips(tmp_path: Path) -> None:
     config = row_config("pretrain", optim={"lr": 1e-5, "betas": (0.9, 0.999), "eps": 1e-8}, max_flops=1e15)
     folder = tmp_path / "run"

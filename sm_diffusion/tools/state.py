@@ -1,0 +1,131 @@
+"""Where a run folder stands: judged by its files and by the configuration the run would have today."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sm_diffusion.evaluation.results import read_results
+from sm_diffusion.types import UserError
+
+# What changes no result: a run that differs in these only is the same run.
+IRRELEVANT = (
+    "output_dir",
+    "ckpt_path",
+    "overwrite",
+    "logger",
+    "callbacks.progress_seconds",
+    "callbacks.plots",
+    "callbacks.checkpoint",
+    "data.cache_dir",
+    "data.num_workers",
+    "strategy.timeout_seconds",
+    "trainer.log_every_steps",
+    "trainer.threads",
+    "batch_sequences",
+    "accelerator",
+    "devices",
+)
+# Left in a run folder whose starting checkpoint was trained again.
+STALE_MARK = "stale"
+
+
+class State(Enum):
+    """Of a row's run folder. CHANGED: it holds a run of another configuration. STALE: of another start."""
+
+    DONE = "done"
+    MISSING = "to run"
+    INTERRUPTED = "to continue"
+    RESTART = "to start again (interrupted before its first checkpoint)"
+    CHANGED = "made with other settings"
+    STALE = "to run again (what it starts from was trained again)"
+
+
+def state_of(folder: Path, config: Mapping[str, Any]) -> tuple[State, list[str]]:
+    """Where a run stands, judged by its files and by the configuration it would have today."""
+    earlier = _earlier_config(folder)
+    if earlier is not None and (differences := config_differences(earlier, config)):
+        return State.CHANGED, differences
+    if (folder / STALE_MARK).exists():
+        return State.STALE, []
+    if (folder / "results.json").is_file():
+        return State.DONE, []
+    if (folder / "checkpoints" / "last.ckpt").exists():
+        return State.INTERRUPTED, []
+    return (State.RESTART if folder.is_dir() and any(folder.iterdir()) else State.MISSING), []
+
+
+def _earlier_config(folder: Path) -> Mapping[str, Any] | None:
+    if (folder / "results.json").is_file():
+        config = read_results(folder / "results.json").get("config")
+        return config if isinstance(config, dict) else None
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return None
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError:
+        raise UserError(f"{path}: not a YAML file; delete {folder} to run it again") from None
+    return config if isinstance(config, dict) else None
+
+
+def config_differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`key: old -> new` of every setting that can change a result. A setting that the earlier run's version did not
+    know, at its default now, changes none."""
+    old, new = _flat(earlier), _flat(now)
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not _irrelevant(key)]
+    unknown = [key for key in changed if key not in old]
+    defaults = schema_defaults() if unknown else {}
+    same = {key for key in unknown if new[key] in defaults.get(key, ())}
+    return [f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}" for key in changed if key not in same]
+
+
+@functools.cache
+def schema_defaults() -> dict[str, list[Any]]:
+    """Every key of train.py and eval.py -> its defaults, of each class that may stand there."""
+    from sm_diffusion.config.schema import EvalConfig, TrainConfig
+
+    found: dict[str, list[Any]] = {}
+    for kind in (TrainConfig, EvalConfig):
+        _collect_defaults(kind, "", found)
+    return found
+
+
+def _collect_defaults(kind: type, prefix: str, found: dict[str, list[Any]]) -> None:
+    hints = typing.get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        key = f"{prefix}{item.name}"
+        parts = [part for part in (hints[item.name], *typing.get_args(hints[item.name])) if isinstance(part, type)]
+        for part in filter(dataclasses.is_dataclass, parts):
+            for option in (part, *_subclasses(part)):
+                _collect_defaults(option, f"{key}.", found)
+        if item.default is not dataclasses.MISSING:
+            found.setdefault(key, []).append(item.default)
+        elif item.default_factory is not dataclasses.MISSING:
+            found.setdefault(key, []).append(item.default_factory())
+
+
+def _subclasses(kind: type) -> list[type]:
+    children: list[type] = type.__subclasses__(kind)
+    return [option for child in children for option in (child, *_subclasses(child))]
+
+
+def _irrelevant(key: str) -> bool:
+    return any(key == setting or key.startswith(f"{setting}.") for setting in IRRELEVANT)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
