@@ -170,11 +170,14 @@ def launch(config_name: str, run: Callable[[Any], object]) -> None:
 
 
 def _per_job(config: Any) -> Any:
-    """In a sweep every job gets a folder of its own below the run's: <output_dir>/<number>-<overrides>. What `smd run`
+    """In a sweep every job gets a folder of its own below the run's: <output_dir>/<number>-<swept keys>. What `smd run`
     has a launcher run is one run, which keeps its folder."""
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN and ONE_RUN not in hydra_config.job.env_set:
-        label = re.sub(r"[^A-Za-z0-9_.=,-]+", "_", hydra_config.job.override_dirname)[:120]
+        # What was typed as it stands is the same for all jobs. (A launcher's own process has another command line.)
+        typed = {argument.lower() for argument in sys.argv}
+        swept = [override for override in hydra_config.overrides.task if override.lower() not in typed]
+        label = re.sub(r"[^A-Za-z0-9_.=,-]+", "_", ",".join(swept))[:120]
         config.output_dir = str(Path(config.output_dir) / f"{hydra_config.job.num:03d}-{label}")
     return config
 

@@ -469,10 +469,15 @@ def test_launchers_get_one_run_each(trainer: Trainer, capsys: pytest.CaptureFixt
 def test_only_runs_of_a_sweep_get_folders_of_their_own(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], kept: bool
 ) -> None:
-    job = SimpleNamespace(num=3, override_dirname="seed=2", env_set=settings)
-    monkeypatch.setattr(store.HydraConfig, "get", lambda: SimpleNamespace(mode=RunMode.MULTIRUN, job=job))
-    found = store._per_job(SimpleNamespace(output_dir="runs/a")).output_dir
-    assert found == ("runs/a" if kept else "runs/a/003-seed=2")
+    found = SimpleNamespace(
+        mode=RunMode.MULTIRUN,
+        job=SimpleNamespace(num=3, env_set=settings),
+        overrides=SimpleNamespace(task=["model=dit_tiny", "overwrite=True", "seed=2"]),
+    )
+    monkeypatch.setattr(store.HydraConfig, "get", lambda: found)
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "model=dit_tiny", "overwrite=true", "seed=1,2"])
+    folder = store._per_job(SimpleNamespace(output_dir="runs/a")).output_dir
+    assert folder == ("runs/a" if kept else "runs/a/003-seed=2")
 
 
 # ----------------------------------------------------------------------------------------------- the real subprocess
