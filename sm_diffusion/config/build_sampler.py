@@ -17,9 +17,13 @@ from sm_diffusion.diffusion.soft_mask import (
 from sm_diffusion.sampling import (
     MEASURES,
     Ancestral,
+    Blockwise,
+    CacheScope,
     ConfidenceOrder,
+    DualCache,
     FirstHitting,
     Origin,
+    PrefixCache,
     RandomOrder,
     RemdmCap,
     RemdmConf,
@@ -63,6 +67,26 @@ def build_strength(sampler: schema.SamplerConfig) -> StrengthSchedule:
 
 
 def build_policy(sampler: schema.SamplerConfig, schedule: NoiseSchedule | None) -> UnmaskPolicy:
+    """The order, within blocks where `block_length` is set."""
+    order = _order(sampler, schedule)
+    return order if sampler.block_length is None else Blockwise(order, block_length=sampler.block_length)
+
+
+def build_cache(sampler: schema.SamplerConfig) -> CacheScope | None:
+    """What is stored between steps; UserError for a cache without blocks to follow."""
+    if sampler.cache == "none":
+        if sampler.refresh_steps is not None:
+            raise UserError(f"sampler.refresh_steps={sampler.refresh_steps}: there is no cache; set sampler.cache")
+        return None
+    scopes: dict[str, type[CacheScope]] = {"prefix": PrefixCache, "dual": DualCache}
+    if sampler.cache not in scopes:
+        raise UserError(f"sampler.cache={sampler.cache}: choose none, prefix or dual")
+    if sampler.block_length is None:
+        raise UserError(f"sampler.cache={sampler.cache}: caches follow blocks; set sampler.block_length, such as 32")
+    return scopes[sampler.cache](refresh_steps=sampler.refresh_steps)
+
+
+def _order(sampler: schema.SamplerConfig, schedule: NoiseSchedule | None) -> UnmaskPolicy:
     """schedule: of the training. Log-linear noise cancels in the ancestral step, so it counts as none, as published."""
     match sampler:
         case schema.AncestralConfig():
@@ -122,6 +146,7 @@ def build_sampler(
         schedule=(schedule or LogLinear()) if time_conditioning else None,
         noise_removal=sampler.noise_removal,
         reuse_unchanged_batch=sampler.reuse_unchanged_batch,
+        cache=build_cache(sampler),
     )
 
 
@@ -140,11 +165,34 @@ def sampler_problems(sampler: schema.SamplerConfig) -> Iterator[str]:
         lambda: build_policy(sampler, None),
         lambda: _token_sampling(sampler),
         lambda: build_strength(sampler),
+        lambda: build_cache(sampler),
     ):
         try:
             check()
         except UserError as error:
             yield str(error)
+
+
+def with_total_steps(sampler: schema.SamplerConfig, *, total: int, new_tokens: int) -> schema.SamplerConfig:
+    """A copy that spends `total` steps on `new_tokens` masks. UserError where the sampler cannot do that exactly."""
+    values = dict(vars(sampler))
+    match sampler:
+        case schema.TimedSamplerConfig():
+            blocks = 1 if sampler.block_length is None else -(-new_tokens // sampler.block_length)
+            if total % blocks:
+                raise UserError(
+                    f"sampler.block_length={sampler.block_length}: {total} steps do not divide into {blocks} blocks of "
+                    f"{new_tokens} new tokens; choose a block_length for which they do"
+                )
+            values["num_steps"] = total // blocks
+        case schema.FirstHittingConfig() if new_tokens % total == 0:
+            values["tokens_per_step"] = new_tokens // total
+        case _:
+            raise UserError(
+                f"sampler={sampler.name}: cannot take {total} steps for {new_tokens} tokens; "
+                "choose another sampler, such as confidence_entropy"
+            )
+    return type(sampler)(**values)
 
 
 def with_overrides(

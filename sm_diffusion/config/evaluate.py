@@ -13,13 +13,15 @@ from sm_diffusion.config import schema
 from sm_diffusion.config.build import EVALUATION_SEED, build_module, build_predictor
 from sm_diffusion.config.build_data import build_datamodule
 from sm_diffusion.config.build_generative import Evaluated, build_generative, build_zero_shot
+from sm_diffusion.config.build_scores import evaluate_scores
 from sm_diffusion.config.console import is_first_rank, quiet_libraries, say
 from sm_diffusion.config.load import load_weights, run_config
+from sm_diffusion.config.schema_scores import ScoresConfig
 from sm_diffusion.config.trainer import accelerator_of, precision_of
 from sm_diffusion.config.validate import validate_eval
 from sm_diffusion.data.datamodule import TokenDataModule
 from sm_diffusion.denoisers.convert import read_weights
-from sm_diffusion.evaluation.base import EvalContext, Evaluator
+from sm_diffusion.evaluation.base import EvalContext, EvalResult, Evaluator
 from sm_diffusion.evaluation.perplexity import PerplexityEvaluator
 from sm_diffusion.evaluation.results import environment, sha256_of, write_json
 from sm_diffusion.training.callbacks import ValidationMetrics
@@ -31,6 +33,10 @@ def evaluate(config: schema.EvalConfig) -> dict[str, Any]:
     """Load a checkpoint, run the evaluator, write `results.json`."""
     validate_eval(config)
     quiet_libraries()
+    if isinstance(config.evaluator, ScoresConfig):
+        scores, model = evaluate_scores(config, config.evaluator)
+        about = {"checkpoint": model.source, "checkpoint_sha256": model.sha256, "checkpoint_step": model.step}
+        return _write(config, scores, about)
     weights = read_weights(config.checkpoint, weights=config.weights)
     run = run_config(config, weights)
     run.data.eval_batch_sequences = config.batch_sequences
@@ -49,13 +55,22 @@ def evaluate(config: schema.EvalConfig) -> dict[str, Any]:
     )
     evaluated = Evaluated(config=config, run=run, weights=weights, module=module, datamodule=datamodule)  # type: ignore[arg-type]
     result = build_evaluator(evaluated).evaluate(context)
+    about = {
+        "checkpoint": str(weights.path),
+        "checkpoint_sha256": sha256_of(weights.path),
+        "checkpoint_step": weights.step,
+    }
+    return _write(config, result, about)
+
+
+def _write(config: schema.EvalConfig, result: EvalResult, about: dict[str, Any]) -> dict[str, Any]:
+    """`results.json`; evaluators without a table of their own have their metrics printed."""
     results = {
         "name": config.evaluator.name,
         "metrics": result.metrics,
         "protocol": result.protocol,
-        "checkpoint": str(weights.path),
-        "checkpoint_sha256": sha256_of(weights.path),
-        "checkpoint_step": weights.step,
+        **({"scores": result.scores} if result.scores else {}),
+        **about,
         "weights": config.weights,
         "seed": config.seed,
         "config": asdict(config),
@@ -64,7 +79,7 @@ def evaluate(config: schema.EvalConfig) -> dict[str, Any]:
     if is_first_rank():
         path = Path(config.output_dir) / "results.json"
         write_json(path, results)
-        for name, value in result.metrics.items():
+        for name, value in [] if result.scores else result.metrics.items():
             print(f"{name:<34} {value:.6g}")
         say(f"written to {path}")
     return results
@@ -79,7 +94,7 @@ def build_evaluator(evaluated: Evaluated) -> Evaluator:
         case schema.ZeroShotConfig() as zero_shot:
             return build_zero_shot(evaluated, zero_shot)
         case other:
-            raise UserError(f"evaluator={other.name}: choose perplexity, generative or zero_shot")
+            raise UserError(f"evaluator={other.name}: choose perplexity, generative, zero_shot or a benchmark")
 
 
 def _nll_meter(

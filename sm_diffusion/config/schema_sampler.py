@@ -22,6 +22,9 @@ class SamplerConfig:
     strength_from: float = 1.0  # window only: the factor is 1 while strength_until < t <= strength_from, else 0
     strength_until: float = 0.0  # window only: diffusion time
     reuse_unchanged_batch: bool = False  # the authors' cache; ties a text to its batch, for reproducing their numbers
+    block_length: int | None = None  # tokens of a block, filled left to right (num_steps: of each); null: no blocks
+    cache: str = "none"  # keys and values kept between steps: none | prefix | dual (Fast-dLLM); needs block_length
+    refresh_steps: int | None = None  # steps from one refresh of the cache to the next; null: once a block
 
 
 @dataclass

@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sm_diffusion.config import schema, schema_sampler
+from sm_diffusion.config import schema, schema_sampler, schema_scores
 from sm_diffusion.types import UserError
 
 # Lines of Hydra's and OmegaConf's reports that tell a user nothing.
@@ -72,6 +72,7 @@ def register() -> None:
         ("evaluator", "schema_perplexity", schema.PerplexityConfig),
         ("evaluator", "schema_generative", schema.GenerativeConfig),
         ("evaluator", "schema_zero_shot", schema.ZeroShotConfig),
+        ("evaluator", "schema_scores", schema_scores.ScoresConfig),
         (None, "sample_schema", schema_sampler.SampleConfig),
         *(("sampler", f"schema_{kind().name}", kind) for kind in schema_sampler.SAMPLERS),
     ]

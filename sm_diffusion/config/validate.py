@@ -13,7 +13,9 @@ import torch
 
 from sm_diffusion.config import schema
 from sm_diffusion.config.build_sampler import sampler_problems
+from sm_diffusion.config.schema_scores import ScoresConfig
 from sm_diffusion.config.validate_hf import hf_problems
+from sm_diffusion.config.validate_scores import scores_problems
 from sm_diffusion.config.validate_strategy import strategy_problems
 from sm_diffusion.evaluation.mauve import FEWEST, too_few
 from sm_diffusion.training.ckpt_store import exists
@@ -48,7 +50,8 @@ def validate_eval(config: schema.EvalConfig) -> None:
     problems = [*_choice("weights", config.weights, ("ema", "raw")), *_writable("output_dir", config.output_dir)]
     problems += _positive("batch_sequences", config.batch_sequences)
     problems += _positive("devices", config.devices)
-    if not Path(config.checkpoint).exists():
+    hub = isinstance(config.evaluator, ScoresConfig) and _is_hub_id(config)
+    if not hub and not Path(config.checkpoint).exists():
         problems.append(f"checkpoint={config.checkpoint}: no such file; give one of a run's checkpoints folder")
     if isinstance(config.evaluator, schema.PerplexityConfig):
         problems += _positive("evaluator.repeats", config.evaluator.repeats)
@@ -61,6 +64,8 @@ def validate_eval(config: schema.EvalConfig) -> None:
 
 def _generation(config: schema.EvalConfig) -> Problems:
     match config.evaluator:
+        case ScoresConfig() as scores:
+            yield from scores_problems(scores, config.sampler)
         case schema.GenerativeConfig() as generative:
             for key in ("num_samples", "length", "judge_tokens", "judge_batch_sequences", "mauve_references"):
                 yield from _positive(f"evaluator.{key}", vars(generative)[key])
@@ -78,6 +83,14 @@ def _generation(config: schema.EvalConfig) -> Problems:
                 yield "evaluator.sources=[]: no corpora given; name data options or text files"
             if config.devices > 1:
                 yield f"devices={config.devices}: evaluator=zero_shot runs in one process; set devices=1"
+
+
+def _is_hub_id(config: schema.EvalConfig) -> bool:
+    """A published model that can be had by name: pinned here, or with a revision."""
+    from sm_diffusion.denoisers.loading import PINNED  # imports transformers
+
+    revision = config.model.revision if isinstance(config.model, schema.HFConfig) else None
+    return config.checkpoint in PINNED or (revision is not None and config.checkpoint.count("/") == 1)
 
 
 def validate_data(data: schema.DataConfig) -> None:

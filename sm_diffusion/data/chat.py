@@ -157,6 +157,11 @@ class ChatTokenizer(ABC):
         """Name -> content of what it is built from again; see `TextTokenizer.files`."""
 
 
+def plain_head(turns: Sequence[tuple[str, str]]) -> str:
+    """Turns of (role, content) as lines, up to where the assistant's reply starts."""
+    return "".join(f"{role}: {content}\n" for role, content in turns) + "assistant: "
+
+
 class PlainChat(ChatTokenizer):
     """A text tokenizer without a chat template: "role: content" lines, the response ends with the end of text."""
 
@@ -168,8 +173,7 @@ class PlainChat(ChatTokenizer):
         turns = [(ROLES.get(message["role"], message["role"]), message["content"]) for message in messages]
         if len(turns) < 2 or turns[-1][0] != "assistant":
             return None
-        head = "".join(f"{role}: {content}\n" for role, content in turns[:-1]) + "assistant: "
-        prompt, response = self._tokenizer.encode_batch([head, turns[-1][1]])
+        prompt, response = self._tokenizer.encode_batch([plain_head(turns[:-1]), turns[-1][1]])
         return ChatSample([*prompt, *response, self.pad_id], len(prompt))
 
     def decode(self, ids: Sequence[int]) -> str:

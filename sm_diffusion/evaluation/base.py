@@ -28,10 +28,13 @@ class EvalContext:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """metrics: flat name -> number. protocol: the settings another person needs to get the same numbers."""
+    """metrics: flat name -> number. protocol: the settings another person needs to get the same numbers.
+    scores: rows of a table, each with a protocol of its own; empty for evaluators without one.
+    """
 
     metrics: dict[str, float]
     protocol: dict[str, Any] = field(default_factory=dict)
+    scores: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Evaluator(ABC):

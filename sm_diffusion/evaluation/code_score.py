@@ -75,6 +75,13 @@ def score_answers(
     """
     problems = {problem.task_id: problem for problem in task.problems}
     _refuse_bad_ids(task, problems, answers, allow_missing=allow_missing)
+    records = judge_answers(task, answers, executor)
+    return Score(tuple(records), summarize(records, k))
+
+
+def judge_answers(task: Task, answers: Sequence[Answer], executor: Executor | None = None) -> list[Record]:
+    """A record for each answer, in order. UserError for a code task without an executor."""
+    problems = {problem.task_id: problem for problem in task.problems}
     found = [task.extract(problems[answer.task_id], answer.text) for answer in answers]
     if task.runs_code:
         if executor is None:
@@ -88,7 +95,7 @@ def score_answers(
         passed = _passed(task, problems[answer.task_id], extracted, outcome)
         records.append(_record(answer, seen[answer.task_id], passed, extracted, outcome))
         seen[answer.task_id] += 1
-    return Score(tuple(records), _summary(records, k))
+    return records
 
 
 def _refuse_bad_ids(
@@ -153,7 +160,8 @@ def _record(answer: Answer, sample: int, passed: bool, extracted: Extracted, out
     )
 
 
-def _summary(records: Sequence[Record], k: Sequence[int]) -> dict[str, Any]:
+def summarize(records: Sequence[Record], k: Sequence[int]) -> dict[str, Any]:
+    """pass@k and counts, see `score_answers`. UserError for fewer than k answers to a problem."""
     counts: dict[str, list[bool]] = defaultdict(list)
     base: dict[str, list[bool]] = defaultdict(list)
     has_base = any("base" in record.verdicts for record in records)

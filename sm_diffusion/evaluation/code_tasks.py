@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.evaluation import code_checks, extract
+from sm_diffusion.evaluation import code_checks, extract, extract_first
 from sm_diffusion.evaluation.code_exec import Checks, ExecutionLimits
 from sm_diffusion.evaluation.extract import Extracted
 from sm_diffusion.evaluation.task_data import TaskRows, load_rows, source_of
 from sm_diffusion.types import UserError
 
 STYLES = ("chat", "chat_prefix", "completion")
+RULES = ("search", "first_block")
 _CODE_STOPS = ("\nclass ", "\ndef ", "\n#", "\nif __name__", "\nprint(", "\n@", "\n```", "\nassert ")
 _TEMPLATES: Mapping[str, Mapping[str, str]] = {
     "humaneval": {
@@ -48,7 +49,7 @@ _TEMPLATES: Mapping[str, Mapping[str, str]] = {
         "completion": "Problem:\n{problem}\n\nSolution:",
     },
 }
-_BUDGETS = {"humaneval": 768, "humaneval_plus": 768, "mbpp": 512, "mbpp_plus": 512, "gsm8k": 256, "math500": 512}
+BUDGETS = {"humaneval": 768, "humaneval_plus": 768, "mbpp": 512, "mbpp_plus": 512, "gsm8k": 256, "math500": 512}
 _COMPLETION_STOPS = {
     "humaneval": _CODE_STOPS,
     "mbpp": ("[DONE]", "\n[BEGIN]"),
@@ -89,7 +90,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Task:
-    """One benchmark in one prompt style. Made by `build_task`."""
+    """One benchmark in one prompt style. Made by `build_task`. rules: how answers are read, one of RULES."""
 
     name: str
     style: str
@@ -97,6 +98,7 @@ class Task:
     data: TaskRows
     shots: str = ""
     num_few_shot: int = 0
+    rules: str = "search"
 
     @property
     def family(self) -> str:
@@ -105,7 +107,7 @@ class Task:
     @property
     def max_new_tokens(self) -> int:
         """Token budget of the published protocol."""
-        return _BUDGETS[self.name]
+        return BUDGETS[self.name]
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -128,6 +130,8 @@ class Task:
 
     def extract(self, problem: Problem, answer: str) -> Extracted:
         """The program (helpers and imports of the prompt put before it) or the value in an answer."""
+        if self.rules == "first_block" and self.style != "completion":
+            return self._extract_first(problem, answer)
         if not self.runs_code:
             body, _ = extract.truncate_at(answer, self.stops)
             return extract.gsm8k_answer(body) if self.name == "gsm8k" else extract.math_answer(body)
@@ -136,6 +140,17 @@ class Task:
             return extract.continue_prompt(start, answer, self.stops)
         found = extract.extract_code(self.prompt(problem).text + answer, problem.entry_point)
         return found if found.value is None else Extracted(_after(problem.prelude, found.value), found.how)
+
+    def _extract_first(self, problem: Problem, answer: str) -> Extracted:
+        if not self.runs_code:
+            return extract_first.last_number(answer) if self.name == "gsm8k" else extract_first.boxed(answer)
+        found = extract_first.first_block(self.prompt(problem).text + answer)
+        if found.value is None:
+            return found
+        defines = extract.defines(problem.entry_point or "", found.value)
+        if self.family == "humaneval" and not defines:
+            return Extracted(problem.fields["prompt"] + found.value, found.how)
+        return Extracted(_after(problem.prelude, found.value), found.how)
 
     def protocol(self) -> dict[str, Any]:
         """What has to be equal for two scores to be comparable, as far as the task decides it."""
@@ -147,6 +162,7 @@ class Task:
             "prompt_sha256": hashlib.sha256(template.encode()).hexdigest(),
             "num_few_shot": self.num_few_shot,
             "stop_strings": list(self.stops),
+            "extraction": self.rules,
             "max_new_tokens": self.max_new_tokens,
             "data": Path(self.data.origin).name,
             "data_sha256": self.data.sha256,
@@ -154,26 +170,32 @@ class Task:
         }
 
 
-def build_task(name: str, path: str | Path | None = None, *, style: str = "chat", split: str = "test") -> Task:
+def build_task(
+    name: str, path: str | Path | None = None, *, style: str = "chat", split: str = "test", rules: str = "search"
+) -> Task:
     """A task with its rows, see `task_data.load_rows` for `path` and `split`.
 
     style: chat (0-shot), chat_prefix (the reply starts with a given text; code only), completion (base models; MBPP
         with 3 examples, tasks 2, 3 and 4 of the same file).
-    Raises: UserError for an unknown task or style, or bad data.
+    rules: search (`extract`: the block that defines the function, wherever it stands) or first_block (`extract_first`:
+        what lm-evaluation-harness and its forks take).
+    Raises: UserError for an unknown task, style or rules, or bad data.
     """
     source_of(name)
     family = name.removesuffix("_plus")
     if style not in STYLES or (style == "chat_prefix" and not _TEMPLATES[family]["prefix"]):
         choices = [item for item in STYLES if item != "chat_prefix" or _TEMPLATES[family]["prefix"]]
         raise UserError(f"style: {name} has no style {style!r}; choose from {', '.join(choices)}")
+    if rules not in RULES:
+        raise UserError(f"rules: no rules {rules!r}; choose from {', '.join(RULES)}")
     data = load_rows(name, path, split=split)
     makers = {"humaneval": _humaneval_problem, "mbpp": _mbpp_problem, "gsm8k": _gsm8k_problem, "math500": _math_problem}
     problems = tuple(makers[family](row, index) for index, row in enumerate(data.rows))
     if name == "mbpp" and style == "completion":
         examples = [_mbpp_problem(row, 0) for row in load_rows(name, path, split="few_shot").rows]
         shots = "".join(_shot(example) for example in examples)
-        return Task(name, style, problems, data, shots, len(examples))
-    return Task(name, style, problems, data)
+        return Task(name, style, problems, data, shots, len(examples), rules)
+    return Task(name, style, problems, data, rules=rules)
 
 
 def _after(prelude: str, code: str) -> str:

@@ -72,6 +72,12 @@ def _longest_program(text: str) -> str:
     return text
 
 
+def defines(entry_point: str, code: str) -> bool:
+    """True where `code` holds a definition of that name."""
+    pattern = rf"^\s*(?:async\s+)?(?:def|class)\s+{re.escape(entry_point)}\b"
+    return bool(entry_point) and re.search(pattern, code, re.MULTILINE) is not None
+
+
 def extract_code(answer: str, entry_point: str | None = None) -> Extracted:
     """The Python program in a chat answer.
 
@@ -82,10 +88,9 @@ def extract_code(answer: str, entry_point: str | None = None) -> Extracted:
     blocks = [(code, closed) for language, code, closed in _fenced_blocks(answer) if language in _PYTHON]
     closed_blocks = [code for code, closed in blocks if closed and code.strip()]
     if entry_point is not None:
-        definition = re.compile(rf"^\s*(?:async\s+)?(?:def|class)\s+{re.escape(entry_point)}\b", re.MULTILINE)
-        defining = [code for code in closed_blocks if definition.search(code)]
+        defining = [code for code in closed_blocks if defines(entry_point, code)]
         closed_blocks = defining or closed_blocks
-        open_blocks = [code for code, closed in blocks if not closed and definition.search(code)]
+        open_blocks = [code for code, closed in blocks if not closed and defines(entry_point, code)]
         if not defining and open_blocks:
             return Extracted(open_blocks[-1], "open_fence")
     if closed_blocks:
@@ -129,6 +134,11 @@ def gsm8k_gold(answer: str) -> str:
     return number
 
 
+def numbers_in(text: str) -> list[str]:
+    """Canonical decimals of all numbers, in order."""
+    return [found for match in _NUMBER.finditer(text) if (found := normalize_number(match.group())) is not None]
+
+
 def _first_number(text: str) -> str | None:
     match = _NUMBER.search(text)
     return normalize_number(match.group()) if match else None
@@ -147,7 +157,7 @@ def gsm8k_answer(text: str) -> Extracted:
     phrases = list(_ANSWER_IS.finditer(text))
     if phrases and (number := _first_number(text[phrases[-1].end() :].split("\n")[0])) is not None:
         return Extracted(number, "answer_is")
-    numbers = [found for match in _NUMBER.finditer(text) if (found := normalize_number(match.group())) is not None]
+    numbers = numbers_in(text)
     return Extracted(numbers[-1], "last_number") if numbers else NOTHING
 
 

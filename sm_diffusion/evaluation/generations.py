@@ -6,20 +6,14 @@ appends whole batches to files of its own and skips what any file already holds.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.evaluation.results import read_json, write_json
+from sm_diffusion.evaluation.durable import KeyedFolder, key_sha256
 from sm_diffusion.sampling import RowNoise, Sampler, blank
-from sm_diffusion.types import UserError
-
-META = "samples.json"
 
 
 def row_seed(seed: int, index: int) -> int:
@@ -49,77 +43,27 @@ class GenerationCache:
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+        self._files = KeyedFolder(folder, key, setting="evaluator.samples_dir", what="samples")
         self.folder = folder
-        self.key = json.loads(json.dumps(key))
-        path = folder / META
-        if path.exists():
-            self._check(read_json(path))
-        else:
-            write_json(path, self.key)
-
-    def _check(self, found: Any) -> None:
-        if found == self.key:
-            return
-        theirs, ours = _flat(found if isinstance(found, dict) else {}), _flat(self.key)
-        name = next(name for name in [*ours, *theirs] if theirs.get(name) != ours.get(name))
-        there, here = (str(side.get(name))[:12] for side in (theirs, ours))
-        what = "another checkpoint" if name == "checkpoint_sha256" else f"another {name}"
-        raise UserError(
-            f"evaluator.samples_dir={self.folder}: holds samples of {what} ({there} there, {here} here); "
-            "choose another folder, or delete this one"
-        )
+        self.key = self._files.key
 
     def read(self, count: int | None = None) -> list[Generation]:
         """The samples with index < count that are there, by index. A line cut off by a kill does not count."""
         found: dict[int, Generation] = {}
-        for path in sorted(self.folder.glob("part-*.jsonl")):
-            for line in _whole_lines(path):
-                sample = Generation(**line)
-                if count is None or sample.index < count:
-                    found.setdefault(sample.index, sample)
+        for line in self._files.lines("part"):
+            sample = Generation(**line)
+            if count is None or sample.index < count:
+                found.setdefault(sample.index, sample)
         return [found[index] for index in sorted(found)]
 
     def append(self, samples: Sequence[Generation], *, rank: int) -> None:
-        """Add whole lines to this rank's file; a torn end of an earlier process is cut off first."""
-        path = self.folder / f"part-{rank:05d}.jsonl"
-        text = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
-        try:
-            with path.open("ab+") as file:
-                _cut_torn_line(file)
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            reason = f"cannot be written ({error.strerror}); free space or choose another folder"
-            raise UserError(f"{path}: {reason}") from None
-
-
-def _flat(key: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"sampler": {"eta": 1}} as {"sampler.eta": 1}."""
-    out: dict[str, Any] = {}
-    for name, value in key.items():
-        out |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return out
+        """Add whole lines to this rank's file."""
+        self._files.append("part", [asdict(sample) for sample in samples], rank=rank)
 
 
 def cache_folder(root: Path, key: Mapping[str, Any]) -> Path:
     """A folder below `root` named by the key's content."""
-    return root / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_bytes().split(b"\n")[:-1]:  # the last piece is empty, or torn
-        try:
-            yield json.loads(line)
-        except ValueError:
-            raise UserError(f"{path}: damaged; delete it to have its samples made again") from None
-
-
-def _cut_torn_line(file: Any) -> None:
-    file.seek(0)
-    content = file.read()
-    file.truncate(content.rfind(b"\n") + 1)
-    file.seek(0, os.SEEK_END)
+    return root / key_sha256(key)[:24]
 
 
 def generate_into(

@@ -47,7 +47,7 @@ class CacheScope(ABC):
 
     def __init__(self, *, refresh_steps: int | None = None) -> None:
         if refresh_steps is not None and refresh_steps < 1:
-            raise UserError(f"sampler.cache.refresh_steps={refresh_steps}: must be >= 1, or null for once a block")
+            raise UserError(f"sampler.refresh_steps={refresh_steps}: must be >= 1, or null for once a block")
         self.refresh_steps = refresh_steps
 
     @abstractmethod

@@ -228,7 +228,7 @@ def _dense() -> Predictor:
     [
         (lambda: Blockwise(Origin(num_steps=3), block_length=0), r"sampler\.block_length=0: must be >= 1"),
         (lambda: Blockwise(RemdmConf(num_steps=3), block_length=4), "masks finished tokens again"),
-        (lambda: DualCache(refresh_steps=0), r"sampler\.cache\.refresh_steps=0: must be >= 1"),
+        (lambda: DualCache(refresh_steps=0), r"sampler\.refresh_steps=0: must be >= 1"),
         (lambda: Sampler(predictor_of("sm"), Ancestral(num_steps=3), cache=DualCache()), "caches follow blocks"),
         (lambda: run(sampler_of(_dit(), "origin", PrefixCache()), [1]), "DiT keeps no keys and values"),
         (lambda: run(sampler_of(_dense(), "origin", PrefixCache()), [1]), "not with soft_mask.full_vocabulary"),
