@@ -98,10 +98,11 @@ def test_a_sweep_with_and_without_feedback_is_one_table(
         for nfe, steps in (("1", 8), ("1/2", 4), ("1/4", 2))
     ]
     assert [row["protocol"]["feedback"] for row in rows] == [True] * 3 + [False] * 3
-    assert [row["nfe"] for row in rows[:3]] == [8, 4, 2]
+    # One pass a step, and one more for a row in which the mask token itself was drawn.
+    assert all(steps <= row["nfe"] < steps + 1 for row, steps in zip(rows[:3], (8, 4, 2), strict=True))
     saved = json.loads((root / "sweep/results.json").read_text())
     assert saved["scores"] == json.loads(json.dumps(rows))
-    assert saved["metrics"]["gsm8k/soft/nfe_1_2/nfe"] == 4
+    assert saved["metrics"]["gsm8k/soft/nfe_1_2/nfe"] == rows[1]["nfe"]
     again = scored(checkpoint, data, root / "sweep", "evaluator.feedback=both")  # nothing is made again
     assert [row["seconds_per_answer"] for row in again["scores"]] == [row["seconds_per_answer"] for row in rows]
     printed = capsys.readouterr().err
@@ -272,9 +273,9 @@ def test_compare_puts_an_earlier_run_into_the_table(
 ])  # fmt: skip
 def test_every_kind_of_sampler(root: Path, checkpoint: Path, data: Path, extra: list[str]) -> None:
     out = scored(checkpoint, data, root / f"sampler-{len(list(root.iterdir()))}", "evaluator.limit=2", *extra)
-    assert all(row["num_answers"] == 2 and row["nfe"] <= 8 for row in out["scores"])
+    assert all(row["num_answers"] == 2 and row["nfe"] <= 9 for row in out["scores"])
     if "evaluator.nfe=[]" not in extra:
-        assert [row["nfe"] for row in out["scores"]] == [8, 4, 2]
+        assert all(steps <= row["nfe"] <= steps + 1 for row, steps in zip(out["scores"], (8, 4, 2), strict=True))
     assert out["scores"][0]["protocol"]["deviations"]
 
 
