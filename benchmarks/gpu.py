@@ -1,10 +1,12 @@
-"""Every GPU check and benchmark, in one script: needs torch, transformers and this repository, nothing else.
+"""Every GPU check and benchmark, in one script: needs torch, transformers, peft and this repository, nothing else.
 
-    python benchmarks/gpu.py --json benchmarks/results/gpu.json          # on a CUDA machine, under 8 minutes
+    python benchmarks/gpu.py --json benchmarks/results/gpu.json          # on a CUDA machine; the parts one by one:
+    python benchmarks/gpu.py --only backbone --json 7b.json              # numerics, step, train, backbone
     python benchmarks/gpu.py --smoke                                     # the same code on a CPU, tiny
 
 It checks bfloat16 and the attention backends against float32 on the CPU, times a training step (plain, MDLM, SM) at the
-169M model, and trains a small model on the embedded corpus for a while. No step needs the internet.
+169M model, trains a small model on the embedded corpus for a while, and measures a 7B backbone with random weights:
+fine-tuning step, peak memory, decoding with and without soft-masking, caches and threshold. No step needs the internet.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftM
 from sm_diffusion.diffusion.schedule import LogLinear, StratifiedTimes  # noqa: E402
 from sm_diffusion.diffusion.soft_mask import SoftMask  # noqa: E402
 from sm_diffusion.evaluation.results import environment, write_json  # noqa: E402
-from sm_diffusion.tools import bench_train  # noqa: E402
+from sm_diffusion.tools import bench_backbone, bench_train  # noqa: E402
 from sm_diffusion.training import rng  # noqa: E402
 from sm_diffusion.types import Batch, Draws  # noqa: E402
 
@@ -133,6 +135,16 @@ def time_steps(device: str, *, smoke: bool) -> dict[str, Any]:
     return report
 
 
+def backbone(device: str, *, smoke: bool) -> dict[str, Any]:
+    """The 7B of the paper's second half: Dream's sizes, published fine-tuning settings, 128 new tokens."""
+    sizes = {"model": "qwen2_tiny", "length": 48, "prompt": 12, "new": 16, "block": 4} if smoke else {
+        "model": "dream_7b", "length": 2_048, "prompt": 256, "new": 128, "block": 32}
+    args = argparse.Namespace(**sizes, batch=1, repeats=1 if smoke else 2, device=device, only=None, json=None)
+    found = bench_backbone.measure(args)
+    print("\n".join(bench_backbone.lines_of(found)), flush=True)
+    return {key: value for key, value in found.items() if key not in ("machine", "versions")}
+
+
 def peak_tflops(device: str) -> float | None:
     if device == "cpu":
         return None
@@ -208,6 +220,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the report to this file, too")
     parser.add_argument("--smoke", action="store_true", help="tiny, on the CPU: checks this script itself")
+    parser.add_argument("--only", choices=("numerics", "step", "train", "backbone"), help="one part; default: all")
     parser.add_argument("--train-seconds", type=float, default=150.0)
     args = parser.parse_args()
     if not args.smoke and not torch.cuda.is_available():
@@ -219,8 +232,11 @@ def main() -> int:
         "numerics": lambda: check_numerics(device),
         "step": lambda: time_steps(device, smoke=args.smoke),
         "train": lambda: train_a_while(device, seconds=4.0 if args.smoke else args.train_seconds, smoke=args.smoke),
+        "backbone": lambda: backbone(device, smoke=args.smoke),
     }
     for name, part in parts.items():
+        if args.only not in (None, name):
+            continue
         begin = time.perf_counter()
         report[name] = part()
         print(f"{name}: {time.perf_counter() - begin:.0f} s", flush=True)

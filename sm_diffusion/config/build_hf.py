@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from sm_diffusion.denoisers.hf import CausalLM, HFDenoiser
 from sm_diffusion.denoisers.loading import check_tokenizer, fetch, open_backbone
 from sm_diffusion.diffusion.contracts import Denoiser
 from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
+from sm_diffusion.diffusion.soft_mask import SoftMaskBase
 from sm_diffusion.training.chat_datamodule import ChatDataModule, ChatRowSettings
+from sm_diffusion.training.sharding import reshard, whole
 from sm_diffusion.types import UserError
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -123,16 +126,34 @@ def with_adapter(denoiser: Denoiser, settings: PeftConfig, *, seed: int) -> Deno
     return save_adapters_only(peft.attach(denoiser, adapter_spec(settings), seed=seed))
 
 
-def write_adapter_folder(predictor: Predictor, folder: Path) -> Path | None:
-    """Write the adapter and the omegas of a predictor that has any; None without an adapter, or if it is sharded (then
-    `smd convert adapter` makes the folder from the checkpoint)."""
+def write_adapter_folder(predictor: Predictor, folder: Path, *, writes: bool = True) -> Path | None:
+    """Write the adapter and the omegas of a predictor that has any; None without an adapter, or under ZeRO-3, whose
+    weights no rank holds (then `smd convert adapter` makes the folder from the checkpoint).
+
+    writes: whether this process writes. Where parameters are sharded all must call: it gathers.
+    """
     denoiser = predictor.denoiser
     if not isinstance(denoiser, HFDenoiser) or denoiser.adapter is None:
         return None
-    if any(type(parameter.data) is not torch.Tensor for parameter in denoiser.adapter.parameters().values()):
+    reshard(predictor)
+    named = denoiser.adapter.parameters()
+    if any(parameter.numel() == 0 for parameter in named.values()):
         return None
-    peft.save(denoiser.adapter, folder, predictor.soft_mask if isinstance(predictor, SoftMaskPredictor) else None)
+    weights = {name: whole(parameter.detach()).cpu() for name, parameter in named.items()}
+    soft_mask = _gathered(predictor.soft_mask) if isinstance(predictor, SoftMaskPredictor) else None
+    if not writes:
+        return None
+    peft.save(denoiser.adapter, folder, soft_mask, weights=weights)
     return folder
+
+
+def _gathered(soft_mask: SoftMaskBase) -> SoftMaskBase:
+    """A copy with whole parameters on the CPU."""
+    full = {
+        id(parameter): torch.nn.Parameter(whole(parameter.detach()).cpu(), requires_grad=parameter.requires_grad)
+        for parameter in soft_mask.parameters()
+    }
+    return copy.deepcopy(soft_mask, full)  # the memo: what to put in place of each parameter
 
 
 # --------------------------------------------------------------------------------------------------------- chat data

@@ -20,6 +20,7 @@ from sm_diffusion.config.console import is_first_rank, quiet_libraries, say
 from sm_diffusion.config.publish import publish
 from sm_diffusion.config.trainer import Built, build_trainer
 from sm_diffusion.config.validate import validate_train, validate_vocabulary
+from sm_diffusion.config.validate_hf import check_packages
 from sm_diffusion.data.datamodule import TokenDataModule
 from sm_diffusion.denoisers.convert import Weights, check_fits, load_into, read_weights
 from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
@@ -33,6 +34,7 @@ from sm_diffusion.training.preemption import lost_process
 def train(config: schema.TrainConfig) -> dict[str, Any]:
     """Train, validate, and write the run folder; returns what `results.json` holds."""
     validate_train(config)
+    check_packages(config)
     quiet_libraries()
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
@@ -149,14 +151,15 @@ def _finish(
         "config": asdict(config),
         **environment(),
     }
+    adapter = write_adapter_folder(module.predictor, folder / "adapter", writes=trainer.is_global_zero)
     if trainer.is_global_zero:
         hashed = last / ckpt_store.CHECKSUMS if last.is_dir() else last
         results |= {"checkpoint": str(last), "checkpoint_sha256": sha256_of(hashed) if hashed.exists() else None}
         write_json(folder / "results.json", results)
         publish(trainer.loggers, results)
-        if write_adapter_folder(module.predictor, folder / "adapter"):
-            write_model_card(folder / "adapter", config.data, datamodule.tokenizer.files())
-            say(f"{config.name}: adapter and omegas in {folder / 'adapter'}")
+        if adapter is not None:
+            write_model_card(adapter, config.data, datamodule.tokenizer.files())
+            say(f"{config.name}: adapter and omegas in {adapter}")
         if config.callbacks.plots:
             from sm_diffusion.tools.plots import save_run_plots  # matplotlib is slow to import
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sm_diffusion.config.schema_peft import PACKINGS, ChatConfig, ChatFilesConfig, HFConfig, HFShapeConfig, PeftConfig
 from sm_diffusion.data.chat_rows import longest_row
+from sm_diffusion.types import UserError
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -29,6 +31,17 @@ def hf_problems(config: Any) -> Iterator[str]:
     objective = config.objective
     if objective.times == "first_row" and objective.name != "sft":
         yield f"objective.times=first_row: only fine-tuning has one time a batch; set objective={objective.name}"
+
+
+def check_packages(config: Any) -> None:
+    """UserError where this machine lacks an optional package; before a 7B base is opened, and not for `smd plan`."""
+    settings = config.peft
+    if settings.kind != "none" and importlib.util.find_spec("peft") is None:
+        raise UserError(f"peft.kind={settings.kind}: not installed; pip install 'sm-diffusion[peft]', or set peft=none")
+    if settings.quantize and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "peft.quantize=true: bitsandbytes is not installed; pip install 'sm-diffusion[scale]', or set peft=lora_r16"
+        )
 
 
 def _model(model: HFConfig) -> Iterator[str]:

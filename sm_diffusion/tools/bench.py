@@ -12,11 +12,13 @@ smd bench train --json bench.json
 smd bench train --vocab 28 --width 96 --length 64 --batch 32
 smd bench sample --json bench.json
 smd bench data --megabytes 10
+smd bench backbone --model dream_7b --json bench.json
 """
 BENCHMARKS = {
     "train": "sm_diffusion.tools.bench_train",
     "sample": "sm_diffusion.tools.bench_sample",
     "data": "sm_diffusion.tools.bench_data",
+    "backbone": "sm_diffusion.tools.bench_backbone",
 }
 
 

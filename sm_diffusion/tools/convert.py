@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sm_diffusion.tools.staged import staged
 from sm_diffusion.types import UserError
 
 HELP = "merge adapters, export and import checkpoints, list what one holds, push to and pull from the hub"
@@ -91,17 +92,18 @@ def merge(args: argparse.Namespace) -> str:
     from sm_diffusion.config.build_hf import DTYPES
     from sm_diffusion.denoisers import peft, transparency
     from sm_diffusion.denoisers.export import export_folder
-    from sm_diffusion.denoisers.loading import open_backbone
+    from sm_diffusion.denoisers.loading import fetch, open_backbone
 
     folder, out = Path(args.adapter), _new(args.out)
     base = args.base or _base_of(folder)
     backbone = open_backbone(base, revision=args.revision, dtype=DTYPES[args.dtype])
     adapter, soft_mask = peft.load(backbone.denoiser, folder, trainable=False)
-    export_folder(peft.merge(adapter), out, mask_id=backbone.mask_id, max_shard_size=args.shard_size)
-    transparency.write(transparency.describe(soft_mask), out)
-    if (folder / peft.OMEGA_FILE).is_file():
-        shutil.copy(folder / peft.OMEGA_FILE, out / peft.OMEGA_FILE)
-    _copy_tokenizer(folder, Path(base), out)
+    with staged(out) as part:
+        export_folder(peft.merge(adapter), part, mask_id=backbone.mask_id, max_shard_size=args.shard_size)
+        transparency.write(transparency.describe(soft_mask), part)
+        if (folder / peft.OMEGA_FILE).is_file():
+            shutil.copy(folder / peft.OMEGA_FILE, part / peft.OMEGA_FILE)
+        _copy_tokenizer(folder, fetch(base, args.revision)[0], part)
     feedback = "without feedback" if soft_mask is None else f"omega_s {float(soft_mask.omega_s.detach()):.4g}"
     return f"{folder} merged into {base} ({args.dtype}, {feedback}): {out}"
 
@@ -157,10 +159,11 @@ def adapter_of_checkpoint(checkpoint: str, out: Path) -> Path:
     data.prepare()
     predictor = build_predictor(config, vocab_size=data.vocab_size, mask_id=data.tokenizer.mask_id)
     initialise(predictor, weights)
-    folder = write_adapter_folder(predictor, out)
-    assert folder is not None, "the predictor has an adapter and is not sharded"
-    write_model_card(folder, config.data, data.tokenizer.files())
-    return folder
+    with staged(out) as part:
+        written = write_adapter_folder(predictor, part)
+        assert written is not None, "the predictor has an adapter and is not sharded"
+        write_model_card(part, config.data, data.tokenizer.files())
+    return out
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints
@@ -178,8 +181,8 @@ def export(checkpoint: Path, out: Path, *, weights: str) -> str:
     theirs = {ours: published for published, ours in PUBLISHED_OMEGAS.items()}
     tensors = {f"backbone.{name}": value.contiguous() for name, value in found.denoiser.items()}
     tensors |= {f"tran_head.{theirs[name]}": value for name, value in found.soft_mask.items() if name in theirs}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, out, metadata={"format": "pt", "step": str(found.step), "weights": weights})
+    with staged(out) as part:
+        save_file(tensors, part, metadata={"format": "pt", "step": str(found.step), "weights": weights})
     return f"{len(tensors)} tensors ({weights} weights of step {found.step:,}) in {out}"
 
 
@@ -203,8 +206,8 @@ def import_published(checkpoint: Path, out: Path) -> str:
     if average is not None:
         shadow = {f"denoiser.{name}": value for name, value in average.denoiser.items()}
         tree["callbacks"][EMA_STATE_KEY] = {"decay": 0.9999, "num_updates": raw.step, "shadow": shadow}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(tree, out)
+    with staged(out) as part:
+        torch.save(tree, part)
     extra = ", EMA" if average is not None else ", no EMA"
     return f"{len(state)} tensors of step {raw.step:,}{extra}{', omegas' if raw.soft_mask else ''} in {out}"
 
@@ -215,7 +218,8 @@ def pull(repository: str, out: Path, *, revision: str | None) -> str:
     folder, commit = fetch(repository, revision)
     if not commit:
         raise UserError(f"{repository}: is a folder here, not a repository of the hub")
-    shutil.copytree(folder, out, dirs_exist_ok=True)
+    with staged(out) as part:
+        shutil.copytree(folder, part)
     return f"{repository} at {commit} in {out}"
 
 

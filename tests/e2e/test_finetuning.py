@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,24 @@ def test_adapters_on_a_dit_are_refused(tmp_path: Path) -> None:
     options = ["model=dit_tiny", "peft=dora_r16", f"output_dir={tmp_path}"]
     with pytest.raises(UserError, match=r"peft.kind=dora: dit_tiny has no adapters; set peft=none"):
         train(compose_config("train", options))
+
+
+@pytest.mark.parametrize(
+    ("package", "option", "message"),
+    [
+        ("peft", "peft=dora_r16", r"peft.kind=dora: not installed; pip install 'sm-diffusion\[peft\]'"),
+        ("bitsandbytes", "peft=qlora_r16", r"peft.quantize=true: bitsandbytes is not installed; pip install"),
+    ],
+)
+def test_a_missing_package_is_told_before_anything_is_loaded(
+    root: Path, package: str, option: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = overrides(root, f"without-{package}", option)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr("sm_diffusion.config.programs.build_datamodule", None)
+    with pytest.raises(UserError, match=message) as caught:
+        train(compose_config("train", arguments))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_hub_that_cannot_be_reached(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
