@@ -1,4 +1,4 @@
-"""Fine-tuning an adapter in two FSDP2 processes gives the numbers of one: losses, adapter file, omegas."""
+"""Fine-tune -> adapter -> merge -> export -> generate in two FSDP2 processes gives the numbers and tokens of one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,21 @@ from torch.distributed.fsdp import fully_shard
 
 from sm_diffusion.data.chat_collate import ChatSample, collate
 from sm_diffusion.denoisers import peft
+from sm_diffusion.denoisers.export import export_folder
+from sm_diffusion.denoisers.loading import open_backbone
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import SoftMaskPredictor
 from sm_diffusion.diffusion.sft import FirstRowTime, SFTObjective
 from sm_diffusion.diffusion.soft_mask import SoftMask
+from sm_diffusion.sampling import (
+    MEASURES,
+    ConfidenceOrder,
+    RowNoise,
+    Sampler,
+    Timetable,
+    TokenSampling,
+    from_prompts,
+)
 from sm_diffusion.types import Draws
 from tests.helpers.qwen import MASK, PAD, tiny_qwen
 
@@ -68,6 +79,21 @@ def worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def generated(folder: Path | None) -> list[list[int]]:
+    """Adapter -> merge -> export -> open again -> tokens; without a folder those of the base."""
+    denoiser, head = tiny_qwen(), soft_mask()
+    if folder is not None:
+        adapter, found = peft.load(denoiser, folder, trainable=False)
+        assert isinstance(found, SoftMask)
+        export_folder(peft.merge(adapter), folder / "full", mask_id=MASK)
+        denoiser, head = open_backbone(str(folder / "full"), dtype=torch.float32).denoiser, found
+    predictor = SoftMaskPredictor(denoiser, head, mask_id=MASK, mixing=mixing.linear)
+    canvas = from_prompts([[5, 9, 21], [7]], new_tokens=10, mask_id=MASK)
+    order = ConfidenceOrder(measure=MEASURES["entropy"](), pace=Timetable(num_steps=5))
+    sampler = Sampler(predictor, order, sampling=TokenSampling(temperature=0.0))
+    return canvas.texts(sampler.sample(canvas, RowNoise([1, 2], canvas.positions_BL)).ids_BL)
+
+
 @pytest.mark.distributed
 def test_two_fsdp2_processes_equal_one(tmp_path: Path) -> None:
     fine_tune(tmp_path / "one", sharded=False)
@@ -80,4 +106,6 @@ def test_two_fsdp2_processes_equal_one(tmp_path: Path) -> None:
         assert one.keys() == two.keys()
         for name, tensor in one.items():
             torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
-    assert peft.load(tiny_qwen(), tmp_path / "two", trainable=False)[1] is not None
+    texts = [generated(tmp_path / name) for name in ("one", "two")]
+    assert texts[0] == texts[1]
+    assert texts[0] != generated(None), "the adapter changes what is generated"
