@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,8 @@ def generated(folder: Path | None) -> list[list[int]]:
 @pytest.mark.distributed
 def test_two_fsdp2_processes_equal_one(tmp_path: Path) -> None:
     fine_tune(tmp_path / "one", sharded=False)
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    multiprocessing.set_forkserver_preload([__name__])  # imported once, not once a process
+    torch.multiprocessing.start_processes(worker, (str(tmp_path),), nprocs=2, start_method="forkserver")
     losses = [json.loads((tmp_path / name / "losses.json").read_text()) for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert losses[0][-1] < losses[0][0]
