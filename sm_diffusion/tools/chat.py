@@ -20,7 +20,7 @@ HELP = "talk to a model: any checkpoint, adapter or model folder"
 EXAMPLES = """
 smd chat runs/NAME/checkpoints/last.ckpt
 smd chat full-model --system "Answer in one sentence." --nfe 0.5 --show-denoising
-echo "reverse a list in Python" | smd chat Dream-org/Dream-v0-Instruct-7B --length 256
+smd chat Dream-org/Dream-v0-Instruct-7B --length 256 < questions.txt      # a message a line
 """
 COMMANDS = "/reset forgets the conversation, /exit (or Ctrl-D) ends it, Ctrl-C stops an answer"
 DEFAULT_LENGTH = 256
@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _answer(talk: Talk, message: str, terminal: bool) -> None:
     try:
-        print(("model> " if terminal else "") + talk.answer(message), flush=True)
+        text = talk.answer(message)
+        print(("model> " if terminal else "") + (printable(text) if sys.stdout.isatty() else text), flush=True)
     except UserError as error:
         if not terminal:
             raise
@@ -98,6 +99,11 @@ def _messages(terminal: bool) -> Iterator[str]:
         except EOFError:
             print()
             return
+
+
+def printable(text: str) -> str:
+    """For a terminal, which would obey the control characters that a model writes."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def _notice(text: str) -> None:
@@ -234,5 +240,5 @@ class Denoising:
                     shown = tokenizer.decode([int(frame.blend_ids_BLK[0, position, 0])])
             else:
                 shown = tokenizer.decode([ids[position]])
-            text.append(shown, styles.get(state, ""))
+            text.append(printable(shown), styles.get(state, ""))
         return text, left

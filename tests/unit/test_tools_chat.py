@@ -148,6 +148,10 @@ def test_bad_options_are_one_line(
     assert error.count("\n") == 1
 
 
+def test_a_terminal_is_not_told_what_a_model_writes() -> None:
+    assert chat.printable("a\x1b[2Jb\x07\n\tc é") == "a\N{REPLACEMENT CHARACTER}[2Jb\N{REPLACEMENT CHARACTER}\n\tc é"
+
+
 def test_unknown_checkpoint(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
     assert cli.main(["chat", "runs/gone.ckpt"]) == 2
