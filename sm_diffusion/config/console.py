@@ -24,6 +24,7 @@ def say(text: str) -> None:
 _NOTICES = (
     ".*does not have many workers.*",
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*DeepSpeed handles gradient clipping internally.*",  # by the same norm, from the same setting
     ".*You have overridden `on_before_batch_transfer`.*",
     ".*LeafSpec.*",
     ".*Found keys that are not in the model state dict.*",

@@ -18,7 +18,7 @@ from sm_diffusion.config.build_hf import write_adapter_folder
 from sm_diffusion.config.build_tokenizer import write_model_card
 from sm_diffusion.config.console import is_first_rank, quiet_libraries, say
 from sm_diffusion.config.publish import publish
-from sm_diffusion.config.trainer import Built, build_trainer
+from sm_diffusion.config.trainer import HEARTBEAT, Built, build_trainer
 from sm_diffusion.config.validate import validate_train, validate_vocabulary
 from sm_diffusion.config.validate_hf import check_packages
 from sm_diffusion.data.datamodule import TokenDataModule
@@ -28,7 +28,6 @@ from sm_diffusion.evaluation.results import environment, read_json, sha256_of, w
 from sm_diffusion.training import ckpt_store
 from sm_diffusion.training.chat_datamodule import ChatDataModule
 from sm_diffusion.training.module import DiffusionModule
-from sm_diffusion.training.preemption import lost_process
 
 
 def train(config: schema.TrainConfig) -> dict[str, Any]:
@@ -60,17 +59,14 @@ def train(config: schema.TrainConfig) -> dict[str, Any]:
     built = build_trainer(config, bytes_per_token=datamodule.bytes_per_token("validation"))
     try:
         built.trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        return _finish(config, built, module, datamodule)
-    except RuntimeError as error:
-        lost = lost_process(
-            error,
-            rank=built.trainer.global_rank,
-            checkpoint=folder / "checkpoints" / "last.ckpt",
-            timeout_seconds=config.strategy.timeout_seconds,
-        )
-        if lost is None:
+        results = _finish(config, built, module, datamodule)
+    except BaseException as error:
+        instead = built.watchdog.close(error)
+        if instead is None:
             raise
-        raise lost from None
+        raise instead from None
+    built.watchdog.close()
+    return results
 
 
 def _checkpoint_to_continue(config: schema.TrainConfig, module: DiffusionModule) -> str | None:
@@ -120,6 +116,7 @@ def _start_folder(config: schema.TrainConfig, folder: Path, predictor: Predictor
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").unlink(missing_ok=True)
     made_from = _start_hash(config, folder)
+    shutil.rmtree(folder / HEARTBEAT, ignore_errors=True)
     OmegaConf.save(OmegaConf.create(asdict(config)), folder / "config.yaml")
     write_json(folder / "environment.json", environment() | {"init_sha256": made_from})
     rows = [f"{p.numel():>14,}  {tuple(p.shape)!s:<18} {name}" for name, p in predictor.named_parameters()]
@@ -133,7 +130,7 @@ def _finish(
 ) -> dict[str, Any]:
     trainer, folder = built.trainer, Path(config.output_dir)
     last = folder / "checkpoints" / "last.ckpt"
-    trainer.save_checkpoint(last)
+    omegas = built.final.complete(trainer, module)
     if built.metrics.latest_step != trainer.global_step:
         trainer.validate(module, datamodule=datamodule, verbose=False)
     if isinstance(module.predictor, SoftMaskPredictor):
@@ -145,7 +142,7 @@ def _finish(
         "name": config.name,
         "metrics": metrics,
         "compute": built.meter.summary(),
-        "omegas": {k.replace("/", "_"): v for k, v in module.scalar_values().items()} or None,
+        "omegas": {k.replace("/", "_"): v for k, v in omegas.items()} or None,
         "seed": config.seed,
         "weights": "ema" if config.callbacks.ema.enabled else "raw",
         "config": asdict(config),

@@ -34,6 +34,7 @@ class CheckpointConfig:
     keep_every: bool = False  # keep each periodic checkpoint, not only the newest
     keep_best: int = 1  # by validation NLL
     layout: str = "consolidated"  # consolidated (one file) | sharded (fsdp: a folder, every rank writes its part)
+    async_save: bool = False  # write while training goes on; memory for one more copy of the checkpoint
     verify: bool = True  # compare a checkpoint with its checksum before a run continues from it
 
 
@@ -71,6 +72,7 @@ class StrategyConfig:
     gather_dtype: str = "auto"  # fsdp: of gathered blocks: auto (bfloat16 with bf16-mixed) | float32 | bfloat16
     reduce_dtype: str = "float32"  # fsdp: in which gradients are summed over ranks: float32 | bfloat16
     reshard_after_forward: bool = True  # fsdp: false gathers blocks once a step and holds them: faster, more memory
+    hold_gradients: bool = True  # fsdp: keep whole gradients between micro-batches; false: send and shard after each
     cpu_offload: bool = False  # fsdp, deepspeed: shards and optimiser states in host memory
     zero_stage: int = 2  # deepspeed: 1 | 2 | 3
 

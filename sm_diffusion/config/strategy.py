@@ -10,8 +10,11 @@ import torch
 from lightning.pytorch.strategies import Strategy
 
 from sm_diffusion.config import schema
+from sm_diffusion.training.background import Writer
 from sm_diffusion.training.sharding import ShardSettings
 from sm_diffusion.training.strategies import ReplicatedStrategy, ShardedStrategy
+from sm_diffusion.training.watchdog import group_timeout
+from sm_diffusion.training.zero import ZeroStrategy
 from sm_diffusion.types import UserError
 
 NO_DEEPSPEED = "strategy.name=deepspeed: not installed; pip install 'sm-diffusion[scale]', or set strategy=fsdp"
@@ -26,7 +29,7 @@ def precision_of(name: str, accelerator: str) -> str:
     return ("bf16-mixed" if accelerator == "cuda" else "32-true") if name == "auto" else name
 
 
-def build_strategy(config: schema.TrainConfig) -> Strategy | str:
+def build_strategy(config: schema.TrainConfig, writer: Writer) -> Strategy | str:
     """The strategy named by the configuration. UserError when its package is not installed."""
     match config.strategy.name:
         case "single":
@@ -34,22 +37,23 @@ def build_strategy(config: schema.TrainConfig) -> Strategy | str:
         case "ddp":
             return _ddp(config)
         case "fsdp":
-            return _fsdp(config)
+            return _fsdp(config, writer)
         case "deepspeed":
-            return _deepspeed(config)
+            return _deepspeed(config, writer)
         case name:
             raise UserError(f"strategy.name={name}: choose single, ddp, fsdp or deepspeed")
 
 
 def _shared(config: schema.TrainConfig) -> dict[str, Any]:
-    """Process group: its backend, and the seconds after which a hanging collective ends the job."""
+    """Process group: its backend, and the seconds after which torch gives up on a collective."""
     strategy = config.strategy
     backend = strategy.backend
     if backend == "auto":
         on_cpu = accelerator_of(config.trainer.accelerator) == "cpu"
         # Offloaded shards are clipped and saved on the CPU: they need a CPU backend beside NCCL.
         backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl" if strategy.cpu_offload else "nccl"
-    return {"process_group_backend": backend, "timeout": timedelta(seconds=strategy.timeout_seconds)}
+    seconds = group_timeout(strategy.timeout_seconds)
+    return {"process_group_backend": backend, "timeout": timedelta(seconds=seconds)}
 
 
 def _ddp(config: schema.TrainConfig) -> Strategy:
@@ -61,7 +65,7 @@ def _ddp(config: schema.TrainConfig) -> Strategy:
     )
 
 
-def _fsdp(config: schema.TrainConfig) -> Strategy:
+def _fsdp(config: schema.TrainConfig, writer: Writer) -> Strategy:
     strategy = config.strategy
     precision = precision_of(config.trainer.precision, accelerator_of(config.trainer.accelerator))
     gather = strategy.gather_dtype
@@ -74,26 +78,22 @@ def _fsdp(config: schema.TrainConfig) -> Strategy:
             gather_dtype=None if gather == "float32" else DTYPES[gather],
             reduce_dtype=DTYPES[strategy.reduce_dtype],
             reshard_after_forward=strategy.reshard_after_forward,
+            hold_gradients=strategy.hold_gradients,
             cpu_offload=strategy.cpu_offload,
         ),
         layout=config.callbacks.checkpoint.layout,
+        writer=writer,
         **_shared(config),
     )
 
 
-def _deepspeed(config: schema.TrainConfig) -> Strategy:
+def _deepspeed(config: schema.TrainConfig, writer: Writer) -> Strategy:
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError(NO_DEEPSPEED)
-    from lightning.pytorch.strategies import DeepSpeedStrategy
-
-    strategy = config.strategy
-    built = DeepSpeedStrategy(
-        stage=strategy.zero_stage,
-        offload_optimizer=strategy.cpu_offload,
-        offload_parameters=strategy.cpu_offload and strategy.zero_stage == 3,
-        logging_batch_size_per_gpu=config.data.micro_batch_sequences or 1,
+    return ZeroStrategy(
+        stage=config.strategy.zero_stage,
+        offload=config.strategy.cpu_offload,
+        on_cpu=accelerator_of(config.trainer.accelerator) == "cpu",
+        writer=writer,
         **_shared(config),
     )
-    assert isinstance(built.config, dict)
-    built.config["zero_force_ds_cpu_optimizer"] = False  # torch's AdamW, as everywhere else
-    return built

@@ -14,10 +14,15 @@ from sm_diffusion.config.build_data import micro_batch_sequences
 from sm_diffusion.config.strategy import accelerator_of as accelerator_of
 from sm_diffusion.config.strategy import build_strategy
 from sm_diffusion.config.strategy import precision_of as precision_of
+from sm_diffusion.training.background import Writer
 from sm_diffusion.training.callbacks import ComputeMeter, EMACallback, NonFiniteGuard, ValidationMetrics
+from sm_diffusion.training.final import FinalState
 from sm_diffusion.training.preemption import Preemption
 from sm_diffusion.training.progress import ProgressLine
 from sm_diffusion.training.strategies import SafeCheckpointIO
+from sm_diffusion.training.watchdog import Watchdog
+
+HEARTBEAT = "heartbeat"  # folder of a run, while it runs
 
 
 class Built(NamedTuple):
@@ -26,6 +31,8 @@ class Built(NamedTuple):
     trainer: L.Trainer
     meter: ComputeMeter
     metrics: ValidationMetrics
+    watchdog: Watchdog
+    final: FinalState
 
 
 def build_loggers(config: schema.TrainConfig, folder: Path) -> list[Logger]:
@@ -90,7 +97,15 @@ def build_trainer(config: schema.TrainConfig, *, bytes_per_token: float) -> Buil
     )
     metrics = ValidationMetrics(bytes_per_token=bytes_per_token)
     checkpoints = folder / "checkpoints"
+    writer = Writer(background=config.callbacks.checkpoint.async_save)
+    final = FinalState(checkpoint=checkpoints / "last.ckpt", writer=writer)
+    watchdog = Watchdog(
+        folder=folder / HEARTBEAT,
+        checkpoint=checkpoints / "last.ckpt",
+        timeout_seconds=config.strategy.timeout_seconds,
+    )
     callbacks: list[Callback] = [
+        watchdog,
         NonFiniteGuard(checkpoint_dir=checkpoints, check_every_steps=settings.log_every_steps),
         meter,
         metrics,
@@ -101,14 +116,15 @@ def build_trainer(config: schema.TrainConfig, *, bytes_per_token: float) -> Buil
     if config.callbacks.ema.enabled:
         callbacks.insert(0, EMACallback(decay=config.callbacks.ema.decay, scope=config.callbacks.ema.scope))
     callbacks += [
-        Preemption(checkpoint=checkpoints / "last.ckpt"),
+        Preemption(checkpoint=checkpoints / "last.ckpt", writer=writer),
+        final,
         *build_checkpoints(config.callbacks.checkpoint, checkpoints),
     ]
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=build_strategy(config),
+        strategy=build_strategy(config, writer),
         precision=precision_of(settings.precision, accelerator),  # type: ignore[arg-type]
         max_steps=settings.max_steps,
         max_epochs=-1,
@@ -121,10 +137,10 @@ def build_trainer(config: schema.TrainConfig, *, bytes_per_token: float) -> Buil
         deterministic=settings.deterministic,
         logger=build_loggers(config, folder),
         callbacks=callbacks,
-        plugins=[SafeCheckpointIO()] if config.strategy.name in ("single", "ddp") else None,
+        plugins=[SafeCheckpointIO(writer)] if config.strategy.name in ("single", "ddp") else None,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
-    return Built(trainer, meter, metrics)
+    return Built(trainer, meter, metrics, watchdog, final)

@@ -91,15 +91,16 @@ def _deepspeed(config: schema.TrainConfig, *, on_cpu: bool) -> Iterator[str]:
         yield "strategy.name=deepspeed: not installed; pip install 'sm-diffusion[scale]', or set strategy=fsdp"
     if strategy.zero_stage not in (1, 2, 3):
         yield f"strategy.zero_stage={strategy.zero_stage}: choose 1, 2 or 3"
-    if on_cpu:
-        yield "strategy.name=deepspeed: Lightning runs it on GPUs only; set strategy=fsdp_cpu or strategy=ddp_cpu"
-    if config.callbacks.ema.enabled and strategy.zero_stage == 3:
+    if strategy.zero_stage == 3 and config.peft.kind != "none":
         yield (
-            "callbacks.ema.enabled=true: ZeRO-3 leaves no weights on a rank to average; "
-            "set callbacks.ema.enabled=false, or strategy=fsdp, which averages shards"
+            f"peft.kind={config.peft.kind}: adapters are not written from ZeRO-3's slices; "
+            "set strategy=fsdp, or strategy.zero_stage=2"
         )
-    if config.ckpt_path is not None:
-        yield (
-            f"ckpt_path={config.ckpt_path}: DeepSpeed runs are continued by their weights only; "
-            "set init_from=..., or strategy=fsdp"
-        )
+    if strategy.zero_stage == 3 and isinstance(config.variant, schema.SoftMaskedVariantConfig):
+        if config.variant.p_sm < 1:
+            yield (
+                f"variant.p_sm={config.variant.p_sm}: ZeRO-3 fails in steps that leave the omegas unused; "
+                "set strategy=fsdp, strategy.zero_stage=2 or variant.p_sm=1"
+            )
+    if on_cpu and strategy.cpu_offload:
+        yield "strategy.cpu_offload=true: this run is on the CPU already; set strategy=deepspeed_cpu"

@@ -185,7 +185,7 @@ def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int)
     layout = dit_layout(network, mixed=mixed, strategy=config.strategy)
     strategy = plan_scale.strategy_key(config.strategy)
     step = plan_scale.step_of(config, num_devices=num_devices, micro_batch=micro, p_sm=p_sm)
-    parts = plan_scale.on_each_device(memory, layout, strategy=strategy, num_devices=num_devices)
+    parts = plan_scale.on_each_device(memory, layout, strategy=strategy, step=step)
     return Plan(size, parameters, flops, steps * tokens_per_step, steps, parts, shape, layout, step)
 
 

@@ -180,7 +180,7 @@ def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int)
     memory = memory_parts(config, numbers, positions=positions, masked=math.ceil(share * positions), on_gpu=on_gpu)
     layout = hf_layout(numbers, peft, size=BFLOAT16 if model.dtype == "bfloat16" else FLOAT32)
     step = plan_scale.step_of(config, num_devices=num_devices, micro_batch=micro, p_sm=p_sm)
-    memory = shared_out(memory, layout, strategy=plan_scale.strategy_key(config.strategy), num_devices=num_devices)
+    memory = shared_out(memory, layout, strategy=plan_scale.strategy_key(config.strategy), step=step)
     steps, per_step = config.trainer.max_steps, data.global_batch_sequences * length
     return HFPlan(numbers, trainable, flops, steps, per_step, memory, layout, step)
 
@@ -205,15 +205,15 @@ def hf_layout(numbers: HFNumbers, peft: schema.PeftConfig, *, size: int) -> plan
 
 
 def shared_out(
-    memory: Mapping[str, tuple[float, str]], layout: plan_scale.Layout, *, strategy: str, num_devices: int
+    memory: Mapping[str, tuple[float, str]], layout: plan_scale.Layout, *, strategy: str, step: plan_scale.Step
 ) -> dict[str, tuple[float, str]]:
     """The memory once what the strategy shards is split, and how it comes about."""
     whole = {part: size for part, (size, _) in memory.items()}
-    sizes = plan_scale.on_each_device(whole, layout, strategy=strategy, num_devices=num_devices)
+    sizes = plan_scale.on_each_device(whole, layout, strategy=strategy, step=step)
     reasons = {part: why for part, (_, why) in memory.items()}
     reasons[plan_scale.GATHERED] = "the rest and two layers, and gradients of what is trained there"
     return {
-        part: (size, f"({reasons[part]}) / {num_devices}" if size != whole.get(part, size) else reasons[part])
+        part: (size, f"({reasons[part]}) / {step.num_devices}" if size != whole.get(part, size) else reasons[part])
         for part, size in sizes.items()
     }
 

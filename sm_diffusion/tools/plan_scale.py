@@ -63,6 +63,7 @@ class Step:
     micro_steps: int
     p_sm: float
     reshard: bool = True
+    hold: bool = True  # whole gradients between the micro-steps of FSDP2
 
     @property
     def share(self) -> float:
@@ -74,7 +75,8 @@ def step_of(config: Any, *, num_devices: int, micro_batch: int, p_sm: float) -> 
     """config: schema.TrainConfig. micro_batch: sequences of a device in one forward pass."""
     micro_steps = max(1, round(config.data.global_batch_sequences / (num_devices * micro_batch)))
     reshard = config.strategy.reshard_after_forward
-    return Step(num_devices=num_devices, micro_steps=micro_steps, p_sm=p_sm, reshard=reshard)
+    hold = config.strategy.hold_gradients
+    return Step(num_devices=num_devices, micro_steps=micro_steps, p_sm=p_sm, reshard=reshard, hold=hold)
 
 
 def ddp_bytes(layout: Layout, step: Step) -> float:
@@ -84,10 +86,11 @@ def ddp_bytes(layout: Layout, step: Step) -> float:
 
 def fsdp_bytes(layout: Layout, step: Step) -> float:
     """Gathers: the root once a micro-step; blocks in pass 1, in the forward and in the backward pass (once in all
-    without resharding). Gradients are scattered after every micro-step, in the dtype they are summed in."""
+    without resharding). Gradients are scattered, in the dtype they are summed in, once a step if they are held."""
     passes = 2 + step.p_sm if step.reshard else 1
     gathered = layout.root * layout.root_bytes + passes * layout.blocks * layout.gather_bytes
-    return step.share * step.micro_steps * (gathered + layout.trained * layout.reduce_bytes)
+    reductions = 1 if step.hold else step.micro_steps
+    return step.share * (step.micro_steps * gathered + reductions * layout.trained * layout.reduce_bytes)
 
 
 def zero1_bytes(layout: Layout, step: Step) -> float:
@@ -147,11 +150,15 @@ def sharded_parts(name: str) -> tuple[str, ...]:
 
 
 def on_each_device(
-    parts: Mapping[str, float], layout: Layout, *, strategy: str, num_devices: int
+    parts: Mapping[str, float], layout: Layout, *, strategy: str, step: Step
 ) -> dict[str, float]:
     """Memory by part, once what the strategy shards is split. Gathered at one time, and their gradients: the root and
-    two blocks (the one that runs and the next); autocast then copies the head's matrix and no block's."""
+    two blocks (the one that runs and the next); autocast then copies the head's matrix and no block's. FSDP2 that
+    holds gradients between micro-steps holds all of them."""
+    num_devices = step.num_devices
     split = sharded_parts(strategy) if num_devices > 1 else ()
+    if strategy == "fsdp" and step.hold and step.micro_steps > 1:
+        split = tuple(part for part in split if part not in GRADIENTS)
     sizes = {part: size / num_devices if part in split else size for part, size in parts.items()}
     if split and any(part in WEIGHTS for part in split):
         block = 2 * layout.blocks / layout.num_blocks

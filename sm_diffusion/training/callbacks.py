@@ -15,7 +15,7 @@ from sm_diffusion.evaluation.perplexity import TokenNLL, perplexity_metrics
 from sm_diffusion.training.ema import ExponentialMovingAverage
 from sm_diffusion.training.module import DiffusionModule
 from sm_diffusion.training.preemption import stop_all
-from sm_diffusion.training.sharding import local_part, reshard
+from sm_diffusion.training.sharding import local_part
 from sm_diffusion.types import LossOutput
 
 
@@ -58,13 +58,13 @@ class EMACallback(Callback):
             self._last_step = trainer.global_step
             self.ema.update()
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: DiffusionModule) -> None:  # type: ignore[override]
         if self.ema is not None:
-            reshard(pl_module)
+            pl_module.give_up_gathered()
             self.ema.swap_in()
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        reshard(pl_module)  # a forward without backward leaves gathered weights behind
+    def on_validation_end(self, trainer: L.Trainer, pl_module: DiffusionModule) -> None:  # type: ignore[override]
+        pl_module.give_up_gathered()  # a forward without backward leaves gathered weights behind
         if self.ema is not None:
             self.ema.swap_out()
 
@@ -246,6 +246,8 @@ class NonFiniteGuard(Callback):
         step = torch.full_like(loss, trainer.global_step, dtype=torch.int64)
         bad = torch.where(torch.isfinite(loss), torch.full_like(step, -1), step)
         self._first_bad = bad if self._first_bad is None else torch.where(self._first_bad >= 0, self._first_bad, bad)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # a check is a collective: once an optimizer step at most
         if loss.device.type == "cpu" or trainer.global_step % self.check_every_steps == 0:
             self._check(trainer)
 
@@ -254,7 +256,7 @@ class NonFiniteGuard(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         # A finite loss can still have given an update that ruined the weights.
-        finite = torch.stack([local_part(weight.detach()).isfinite().all() for weight in pl_module.parameters()]).all()
+        finite = torch.stack([local_part(weight).detach().isfinite().all() for weight in pl_module.parameters()]).all()
         if self._first_bad is not None and not finite:
             self._first_bad = torch.full_like(self._first_bad, trainer.global_step)
         self._check(trainer)

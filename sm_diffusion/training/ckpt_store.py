@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from sm_diffusion.training.sharding import whole
+from sm_diffusion.training.tree import map_tensors
 from sm_diffusion.types import UserError
 
 PARTIAL, OLD, TRASH = ".partial", ".old", ".trash"
@@ -138,36 +138,13 @@ def _swap_folder(path: Path, partial: Path) -> None:
     _delete(old)
 
 
-def gathered(tree: Any, *, keep: bool) -> Any:
-    """The tree with full CPU tensors. A collective. keep=False: take part in the gathering, keep nothing."""
+def write_folder(tree: Any, path: Path, *, rank: int, group: dist.ProcessGroup | None = None) -> None:
+    """Write a tree with sharded tensors as a folder; all ranks call it. Atomic as `recover` completes it.
 
-    def leaf(tensor: Tensor, _: str) -> Any:
-        full = whole(tensor.detach())
-        return full.cpu() if keep else None
-
-    return map_tensors(tree, leaf)
-
-
-def map_tensors(tree: Any, change: Callable[[Tensor, str], Any], key: str = "") -> Any:
-    """`tree` with every tensor replaced by change(tensor, key); key is its dotted place."""
-    if isinstance(tree, Tensor):
-        return change(tree, key)
-    if isinstance(tree, dict):
-        return {name: map_tensors(value, change, f"{key}.{name}" if key else str(name)) for name, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        items = [map_tensors(value, change, f"{key}.{index}") for index, value in enumerate(tree)]
-        return items if isinstance(tree, list) else tuple(items)
-    return tree
-
-
-def write_folder(tree: Any, path: Path, *, rank: int, barrier: Callable[[], None]) -> None:
-    """Write a tree with sharded tensors as a folder; all ranks call it. Atomic as `recover` completes it."""
-    partial = hidden(path, PARTIAL)
-    if rank == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _delete(partial)
-        partial.mkdir()
-    barrier()
+    group: for its collectives; None: the default one. UserError, on all ranks, when a disk does not take it.
+    """
+    partial, alone = hidden(path, PARTIAL), not dist.is_initialized()
+    _together(path, lambda: _fresh_folder(partial), active=rank == 0, group=group)
     tensors: dict[str, Tensor] = {}
 
     def leaf(tensor: Tensor, key: str) -> Any:
@@ -177,23 +154,48 @@ def write_folder(tree: Any, path: Path, *, rank: int, barrier: Callable[[], None
     structure = map_tensors(tree, leaf)
     writer = dcp.FileSystemWriter(partial, single_file_per_rank=True, sync_files=True)  # type: ignore[attr-defined]
     try:
-        dcp.save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())  # type: ignore[attr-defined]
+        dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=alone)  # type: ignore[attr-defined]
     except CheckpointException as error:
         failure = next(iter(error.failures.values()))[0]
         if not isinstance(failure, OSError):
             raise
         raise could_not_write(path, failure) from None
-    if rank == 0:
-        torch.save(structure, partial / TREE)
-        sums = {file.name: checksum(file) for file in sorted(partial.iterdir())}
-        (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1))
-        for name in (TREE, CHECKSUMS):
-            with (partial / name).open("rb") as file:
-                os.fsync(file.fileno())
-        _sync_folder(partial)
-        _swap_folder(path, partial)
-        _sync_folder(path.parent)
-    barrier()
+    _together(path, lambda: _complete_folder(structure, partial, path), active=rank == 0, group=group)
+
+
+def _together(path: Path, work: Callable[[], None], *, active: bool, group: dist.ProcessGroup | None) -> None:
+    """Do `work` on the active rank while the others wait; UserError on all of them when a disk refused it."""
+    problem: str | None = None
+    if active:
+        try:
+            work()
+        except OSError as error:
+            problem = str(could_not_write(path, error))
+    if dist.is_initialized():
+        problems: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(problems, problem, group)
+        problem = next((found for found in problems if found is not None), None)
+    if problem is not None:
+        raise UserError(problem)
+
+
+def _fresh_folder(folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _delete(folder)
+    folder.mkdir()
+
+
+def _complete_folder(structure: Any, partial: Path, path: Path) -> None:
+    """Add the tree and the checksums to the shards of `partial`, and move it to its place."""
+    torch.save(structure, partial / TREE)
+    sums = {file.name: checksum(file) for file in sorted(partial.iterdir())}
+    (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+    for name in (TREE, CHECKSUMS):
+        with (partial / name).open("rb") as file:
+            os.fsync(file.fileno())
+    _sync_folder(partial)
+    _swap_folder(path, partial)
+    _sync_folder(path.parent)
 
 
 def checksum(path: Path) -> list[int]:

@@ -17,6 +17,8 @@ from sm_diffusion.training import rng
 from sm_diffusion.training.optim import OptimSettings, make_optimizer
 from sm_diffusion.training.sharding import reshard, whole
 from sm_diffusion.training.strategies import ShardedStrategy
+from sm_diffusion.training.zero import ZeroStrategy
+from sm_diffusion.training.zero_shards import gathered
 from sm_diffusion.types import Batch, Draws, LossOutput, UserError
 
 
@@ -68,8 +70,18 @@ class DiffusionModule(L.LightningModule, ABC):
 
     def scalar_values(self) -> dict[str, float]:
         """`scalars` as numbers. All ranks must call it: sharded omegas are gathered."""
-        reshard(self)
-        return {name: float(whole(value.detach())) for name, value in self.scalars().items()}
+        self.give_up_gathered()
+        omegas = [weight for name, weight in self.predictor.named_parameters() if name.startswith("soft_mask.")]
+        with gathered(omegas):
+            return {name: float(whole(value.detach())) for name, value in self.scalars().items()}
+
+    def give_up_gathered(self) -> None:
+        """Shards only, from here on: what a forward without backward left gathered would go stale."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ZeroStrategy):
+            strategy.reshard()
+        else:
+            reshard(self)
 
     def configure_model(self) -> None:
         strategy = self.trainer.strategy
@@ -105,9 +117,22 @@ class DiffusionModule(L.LightningModule, ABC):
             micro_step=batch_idx % self.trainer.accumulate_grad_batches,
             rank=self.global_rank,
         )
-        feedback = self.feedback(rng.coin(seed=self.noise.seed, step=self.global_step))
+        feedback = self.spends_feedback()
         out = self.objective(self.predictor, *batch, feedback=feedback)
-        return {"loss": out.loss, "nll_sum": out.nll_sum, "num_tokens": out.num_tokens, "num_passes": out.num_passes}
+        loss = out.loss if feedback else self._with_omegas(out.loss)
+        return {"loss": loss, "nll_sum": out.nll_sum, "num_tokens": out.num_tokens, "num_passes": out.num_passes}
+
+    def spends_feedback(self) -> bool:
+        """Whether the current optimizer step spends the first pass; equal on all ranks."""
+        return self.feedback(rng.coin(seed=self.noise.seed, step=self.global_step))
+
+    def _with_omegas(self, loss: torch.Tensor) -> torch.Tensor:
+        """Under ZeRO a weight without gradient would keep its last one in the gradient norm: give it zeros."""
+        if not isinstance(self.trainer.strategy, ZeroStrategy):
+            return loss
+        names = [name for name, _ in self.predictor.named_parameters() if name.startswith("soft_mask.")]
+        omegas = [self.predictor.get_parameter(name) for name in names]  # ZeRO-3 gathers what is looked up like this
+        return loss + 0.0 * sum((weight.sum() for weight in omegas), start=loss.new_zeros(()))
 
     def validation_step(self, batch: tuple[Batch, Draws], batch_idx: int) -> LossOutput:  # type: ignore[override]
         return self.objective(self.predictor, *batch, feedback=self.validation_feedback)

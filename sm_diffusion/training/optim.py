@@ -50,19 +50,26 @@ def learning_rate_factor(settings: OptimSettings) -> Callable[[int], float]:
     raise UserError(f"optim.decay={settings.decay}: choose constant or cosine")
 
 
-def make_optimizer(
-    predictor: nn.Module, settings: OptimSettings
-) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """AdamW over the network and, as a second group without weight decay, the omegas."""
+def optimizer_groups(predictor: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
+    """The trainable parameters in the optimiser's order: the network's, and the omegas' where there are any."""
     network: list[nn.Parameter] = []
     omegas: list[nn.Parameter] = []
     for name, parameter in predictor.named_parameters():
         if parameter.requires_grad:
             (omegas if name.startswith("soft_mask.") else network).append(parameter)
+    return [("network", network), *([("omegas", omegas)] if omegas else [])]
+
+
+def make_optimizer(
+    predictor: nn.Module, settings: OptimSettings
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """AdamW over the network and, as a second group without weight decay, the omegas."""
+    own: dict[str, dict[str, float]] = {
+        "network": {"lr": settings.lr, "weight_decay": settings.weight_decay},
+        "omegas": {"lr": settings.omega_lr, "weight_decay": 0.0},
+    }
     groups: list[dict[str, object]] = [
-        {"params": network, "lr": settings.lr, "weight_decay": settings.weight_decay, "name": "network"}
+        {"params": parameters, **own[name], "name": name} for name, parameters in optimizer_groups(predictor)
     ]
-    if omegas:
-        groups.append({"params": omegas, "lr": settings.omega_lr, "weight_decay": 0.0, "name": "omegas"})
     optimizer = torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps, fused=True)
     return optimizer, LambdaLR(optimizer, learning_rate_factor(settings))

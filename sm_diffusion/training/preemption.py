@@ -1,4 +1,4 @@
-"""A run that is asked to stop saves and leaves with a status of its own; one that lost a process says so.
+"""A run that is asked to stop saves and leaves with a status of its own.
 
 SIGTERM or SIGUSR1 on any rank: the ranks agree at the end of an optimizer step, save last.ckpt, and exit with
 PREEMPTED. `ckpt_path=auto` continues the run when it is started again.
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 
+from sm_diffusion.training.background import Writer
 from sm_diffusion.types import UserError
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again later
@@ -28,24 +29,25 @@ class Preempted(SystemExit):
     """The run was asked to stop, has saved, and can be continued."""
 
 
-def started_by_lightning(rank: int) -> bool:
-    """Whether this process was started by a first process, which would be killed if this one ended with a status."""
+def started_by_lightning() -> bool:
+    """Whether this process was started by the first one of its machine, which takes any status but 0 for a fault."""
     schedulers = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
-    return rank != 0 and not any(name in os.environ for name in schedulers)
+    return os.environ.get("LOCAL_RANK", "0") != "0" and not any(name in os.environ for name in schedulers)
 
 
 def stop_all(message: str, *, rank: int) -> NoReturn:
     """End a run for a reason that all ranks know: the first one says it, the others leave in silence."""
     if rank == 0:
         raise UserError(message)
-    raise SystemExit(0 if started_by_lightning(rank) else 2)
+    raise SystemExit(0 if started_by_lightning() else 2)
 
 
 class Preemption(Callback):
     """Listens to SIGTERM and SIGUSR1 during fit. Ranks agree by an all-reduce that overlaps with the next step."""
 
-    def __init__(self, *, checkpoint: Path) -> None:
+    def __init__(self, *, checkpoint: Path, writer: Writer) -> None:
         self.checkpoint = checkpoint
+        self.writer = writer
         self._asked = 0
         self._before: dict[signal.Signals, Any] = {}
         self._group: Any = None
@@ -98,28 +100,13 @@ class Preemption(Callback):
             signal.signal(number, signal.SIG_IGN)
         self._settle()
         trainer.save_checkpoint(self.checkpoint)
+        self.writer.wait()
         if trainer.is_global_zero:
             text = f"stopped by a signal at step {trainer.global_step:,}; saved {self.checkpoint}"
             print(f"{text}; continue with ckpt_path=auto (exit status {PREEMPTED})", file=sys.stderr, flush=True)
-        raise Preempted(0 if started_by_lightning(trainer.local_rank) else PREEMPTED)
+        raise Preempted(0 if started_by_lightning() else PREEMPTED)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
-
-
-_LOST = ("connection closed by peer", "connection reset", "timed out waiting", "watchdog", "nccl", "broken pipe")
-
-
-def lost_process(error: BaseException, *, rank: int, checkpoint: Path, timeout_seconds: float) -> UserError | None:
-    """One line for a collective that failed or timed out, or None when the error is of another kind."""
-    text = str(error)
-    if not isinstance(error, RuntimeError) or not any(part in text.lower() for part in _LOST):
-        return None
-    reason = next((line for line in text.splitlines() if line.strip()), "")[:160]
-    last = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "no checkpoint was written yet"
-    return UserError(
-        f"rank {rank}: another process of the run has ended or hangs (a collective failed or took more than "
-        f"{timeout_seconds:g} s: {reason}); {last}; see the other ranks' output, then continue with ckpt_path=auto"
-    )

@@ -24,6 +24,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sm_diffusion.diffusion.predictor import Predictor
+from sm_diffusion.training import zero_shards
 from sm_diffusion.types import UserError
 
 
@@ -34,12 +35,14 @@ class ShardSettings:
     gather_dtype:        dtype the blocks' weights are gathered and computed in; None: as they are stored.
     reduce_dtype:        dtype gradients are summed over ranks in; None: as they come.
     reshard_after_forward: free a block's gathered weights after its forward and gather them again for the backward.
+    hold_gradients:      between micro-batches keep whole gradients and send nothing; False: scatter after each.
     cpu_offload:         keep shards, gradients and optimiser states in host memory (slow; needs a GPU to be of use).
     """
 
     gather_dtype: torch.dtype | None = None
     reduce_dtype: torch.dtype | None = torch.float32
     reshard_after_forward: bool = True
+    hold_gradients: bool = True
     cpu_offload: bool = False
 
 
@@ -76,7 +79,9 @@ def reshard(module: nn.Module) -> None:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor; plain tensors are held whole."""
+    """What this rank holds of a tensor, sharing its memory; plain tensors are held whole."""
+    if zero_shards.is_partitioned(tensor):
+        return zero_shards.local_slice(tensor)
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -87,6 +92,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
     """`tensor`, sharded as `like` is. A full tensor is sliced locally: every rank must hold the same one."""
+    if zero_shards.is_partitioned(like):
+        return zero_shards.slice_of(tensor, like)
     if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
         return tensor
     moved = tensor.to(device=local_part(like).device)

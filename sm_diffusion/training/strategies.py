@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.training import ckpt_store
+from sm_diffusion.training.background import Writer
 from sm_diffusion.training.preemption import stop_all
 from sm_diffusion.training.sharding import (
     ShardSettings,
@@ -24,6 +28,7 @@ from sm_diffusion.training.sharding import (
     reshard,
     shard_predictor,
 )
+from sm_diffusion.training.tree import gathered, snapshot
 from sm_diffusion.types import UserError
 
 _EMA_KEY = "callbacks.EMACallback.shadow."
@@ -32,15 +37,19 @@ _EMA_KEY = "callbacks.EMACallback.shadow."
 class SafeCheckpointIO(CheckpointIO):
     """Checkpoint files of unsharded strategies: written atomically; shards of other runs are read, too."""
 
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        ckpt_store.write_file(checkpoint, Path(path))
+        tree = snapshot(checkpoint) if self.writer.background else checkpoint
+        self.writer.save(lambda: ckpt_store.write_file(tree, Path(path)))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         tree: dict[str, Any] = ckpt_store.read(Path(path))
         return tree
 
     def remove_checkpoint(self, path: Any) -> None:
-        ckpt_store.remove(Path(path))
+        self.writer.after(lambda: ckpt_store.remove(Path(path)))
 
 
 def save_on_first_rank(strategy: ParallelStrategy, save: Callable[[], None]) -> None:
@@ -69,8 +78,10 @@ class ShardedStrategy(ModelParallelStrategy):
     layout: "consolidated" (one file, gathered on rank 0) or "sharded" (a folder, every rank writes its part).
     """
 
-    def __init__(self, *, settings: ShardSettings, layout: str, **options: Any) -> None:
+    def __init__(self, *, settings: ShardSettings, layout: str, writer: Writer, **options: Any) -> None:
         super().__init__(tensor_parallel_size=1, **options)
+        self.writer = writer
+        self._writing_group: dist.ProcessGroup | None = None
         self.settings = settings
         self.layout = layout
         self._source = ""
@@ -82,6 +93,19 @@ class ShardedStrategy(ModelParallelStrategy):
     def model_to_device(self) -> None:
         if not self.settings.cpu_offload:
             super().model_to_device()
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Micro-batches before the last of a step keep their gradients; Lightning by itself does so for DDP only."""
+        hold = self.model is not None and self.settings.hold_gradients
+        units = [unit for unit in self.model.modules() if isinstance(unit, FSDPModule)] if hold else []
+        for unit in units:
+            unit.set_requires_gradient_sync(False, recurse=False)
+        try:
+            yield
+        finally:
+            for unit in units:
+                unit.set_requires_gradient_sync(True, recurse=False)
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -98,10 +122,27 @@ class ShardedStrategy(ModelParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         path = Path(self.broadcast(str(filepath)))
         if self.layout == "sharded":
-            ckpt_store.write_folder(checkpoint, path, rank=self.global_rank, barrier=self.barrier)
+            self._save_shards(checkpoint, path)
             return
-        tree = ckpt_store.gathered(checkpoint, keep=self.is_global_zero)
-        save_on_first_rank(self, lambda: ckpt_store.write_file(tree, path))
+        tree = gathered(checkpoint, keep=self.is_global_zero)
+        save_on_first_rank(self, lambda: self.writer.save(lambda: ckpt_store.write_file(tree, path)))
+
+    def _save_shards(self, checkpoint: dict[str, Any], path: Path) -> None:
+        tree = checkpoint
+        if self.writer.background:
+            tree = snapshot(checkpoint)
+            if self._writing_group is None:  # the thread's collectives must not mix with those of training
+                self._writing_group = dist.new_group(backend="gloo")
+        try:
+            self.writer.save(
+                lambda: ckpt_store.write_folder(tree, path, rank=self.global_rank, group=self._writing_group)
+            )
+        except UserError as error:  # raised on all ranks
+            stop_all(str(error), rank=self.global_rank)
+
+    def remove_checkpoint(self, filepath: Any) -> None:
+        if self.is_global_zero:
+            self.writer.after(lambda: ckpt_store.remove(Path(filepath)))
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(str(checkpoint_path)))

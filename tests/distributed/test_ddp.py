@@ -1,4 +1,4 @@
-"""Two gloo processes against one: equal weights, one coin, equal omegas. Two ranks run for real."""
+"""Two gloo processes against one: equal losses and weights, one coin, equal omegas. Two ranks run for real."""
 
 from __future__ import annotations
 
@@ -10,35 +10,48 @@ from pathlib import Path
 import pytest
 import torch
 
-from sm_diffusion.denoisers.convert import read_weights
+from tests.helpers.ranks import Jobs, run_on_ranks
 from tests.helpers.runs import overrides
+from tests.helpers.strategies import STEPS, alone, assert_equal, assert_same_sequences, strategy
 
 pytestmark = pytest.mark.distributed
 
 ROOT = Path(__file__).parents[2]
 
 
-def launch(root: Path, name: str, *extra: str) -> Path:
-    """train.py as a user would start it; Lightning starts the second process itself."""
-    # Float64 would hide nothing: float32 sums differ in the 8th digit between one rank and two.
-    command = [sys.executable, str(ROOT / "train.py"), *overrides(root, name, "trainer.val_every_steps=0", *extra)]
+SHARDS = ("layout=sharded", "async_save=true")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of five steps in one process, and in two under DDP and FSDP2."""
+    root = tmp_path_factory.mktemp("ranks")
+    alone(root, "one-mdlm", "variant=mdlm")
+    alone(root, "one-soft")
+    jobs: Jobs = [
+        ("ddp-mdlm", ["variant=mdlm", *strategy("ddp")]),
+        ("ddp-soft", strategy("ddp")),
+        ("fsdp-soft", [*strategy("fsdp"), *(f"callbacks.checkpoint.{key}" for key in SHARDS)]),
+    ]
+    run_on_ranks(root, [(name, [*STEPS, *extra]) for name, extra in jobs])
+    return root
+
+
+@pytest.mark.parametrize("two", ["ddp-mdlm", "ddp-soft", "fsdp-soft"])
+def test_two_ranks_equal_one(root: Path, two: str) -> None:
+    one = f"one-{two.partition('-')[2]}"
+    assert_equal(root, two, one)
+    assert_same_sequences(root, two, one)
+
+
+def test_train_py_starts_the_second_process_itself(root: Path) -> None:
+    settings = overrides(root, "user", *STEPS, "trainer.val_every_steps=0", *strategy("ddp"))
+    command = [sys.executable, str(ROOT / "train.py"), *settings]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    return root / name / "checkpoints" / "last.ckpt"
-
-
-@pytest.mark.parametrize("variant", ["mdlm", "soft_masked"])
-def test_two_ranks_equal_one(tmp_path: Path, variant: str) -> None:
-    settings = (f"variant={variant}", "trainer.max_steps=5")
-    one = launch(tmp_path, "one", *settings)
-    two = launch(tmp_path, "two", *settings, "strategy=ddp_cpu", "trainer.devices=2")
-    for kind in ("raw", "ema"):
-        first, second = read_weights(one, weights=kind), read_weights(two, weights=kind)
-        tensors = [(first.denoiser[n], second.denoiser[n]) for n in first.denoiser]
-        tensors += [(first.soft_mask[n], second.soft_mask[n]) for n in first.soft_mask]
-        for a, b in tensors:
-            assert (a - b).abs().max() <= 1e-6 * max(1.0, float(a.abs().max()))
+    assert_equal(root, "user", "one-soft")
+    assert not (root / "user/heartbeat").exists()
 
 
 def _omegas_over_steps(rank: int, port: int, folder: str) -> None:

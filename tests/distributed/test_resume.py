@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from sm_diffusion.training import ckpt_store
 from sm_diffusion.training.preemption import PREEMPTED
 from sm_diffusion.types import UserError
 from tests.e2e.test_training import assert_same_checkpoint
-from tests.helpers.ranks import finish, start_ranks
+from tests.helpers.ranks import launch
 from tests.helpers.runs import overrides, run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
@@ -44,10 +45,10 @@ def losses(folder: Path) -> dict[int, str]:
     return found
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_ends_as_if_never_killed(tmp_path: Path, kills: int) -> None:
+@pytest.mark.parametrize(("kills", "extra"), [(20, []), (10, ["callbacks.checkpoint.async_save=true"])])
+def test_killed_at_random_moments_ends_as_if_never_killed(tmp_path: Path, kills: int, extra: list[str]) -> None:
     whole = ["-m", "tests.helpers.faults", "kill", str(tmp_path), "whole", "0", json.dumps(OFTEN), "0"]
-    parts = [*whole[:4], "parts", str(kills), json.dumps(OFTEN), "1"]
+    parts = [*whole[:4], "parts", str(kills), json.dumps([*OFTEN, *extra]), "1"]
     for arguments in (whole, parts):
         done = subprocess.run(
             [sys.executable, *arguments], env=environment(), capture_output=True, text=True, timeout=900, check=False
@@ -88,23 +89,37 @@ def test_a_signal_saves_and_leaves_with_a_status_of_its_own(tmp_path: Path, numb
 
 
 @pytest.fixture(scope="module")
-def faults(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str]]]:
-    """Two ranks that are asked to stop, meet a NaN on one of them, a full disk, and at last the death of one."""
+def faults(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[int]]]:
+    """Two ranks that are asked to stop, meet a NaN on one of them, a full disk; and groups that do not survive."""
     root = tmp_path_factory.mktemp("faults")
     often = ["trainer.max_steps=8", "trainer.val_every_steps=0", "callbacks.checkpoint.every_steps=2",
              "trainer.devices=2", "strategy.timeout_seconds=60"]
     fsdp, ddp = [*often, "strategy=fsdp_cpu"], [*often, "strategy=ddp_cpu"]
-    jobs = [
-        ("signal", "stopped", [*fsdp, "ckpt_path=auto", "callbacks.checkpoint.layout=sharded"]),
-        ("none", "stopped", [*fsdp, "ckpt_path=auto", "callbacks.checkpoint.layout=sharded"]),
-        ("nan", "nan", fsdp),
-        ("disk", "disk-ddp", ddp),
-        ("disk", "disk-fsdp", fsdp),
-        ("death", "death", ddp),
-    ]
-    (root / "jobs.json").write_text(json.dumps(jobs))
-    ranks = finish(start_ranks(["-m", "tests.helpers.faults", "ranks", str(root), str(root / "jobs.json")]))
-    return root, ranks
+    sharded, soon = "callbacks.checkpoint.layout=sharded", "strategy.timeout_seconds=20"
+    groups = {
+        "survived": [
+            ("signal", "stopped", [*fsdp, "ckpt_path=auto", sharded]),
+            ("none", "stopped", [*fsdp, "ckpt_path=auto", sharded]),
+            ("nan", "nan", fsdp),
+            ("disk", "disk-ddp", ddp),
+            ("disk", "disk-fsdp", fsdp),
+        ],
+        "death": [("death", "death", ddp)],
+        "raise": [("raise", "raise", fsdp)],
+        "hang": [("hang", "hang", [*fsdp, soon])],
+        "hang-first": [("hang-first", "hang-first", [*ddp, soon])],
+        "stop": [("stop", "stop", [*ddp, soon])],
+    }
+    (root / "groups.json").write_text(json.dumps(list(groups.values())))
+    statuses = launch(["tests.helpers.faults", "ranks", str(root), str(root / "groups.json")])
+    (root / "statuses.json").write_text(json.dumps(statuses))
+    return root, dict(zip(groups, statuses, strict=True))
+
+
+def said(root: Path, group: int, rank: int) -> list[str]:
+    """The error lines of a rank."""
+    text = (root / f"group-{group}.{rank}").read_text()
+    return [line for line in text.splitlines() if line.startswith("error: ")]
 
 
 def endings(root: Path, name: str, fault: str, rank: int = 0) -> dict[str, Any]:
@@ -143,13 +158,47 @@ def test_a_full_disk_ends_all_and_leaves_the_checkpoint_before(faults: Any, name
 
 
 def test_a_dead_rank_ends_the_others_with_one_message(faults: Any) -> None:
-    root, ranks = faults
-    assert ranks[1][0] == -signal.SIGKILL
+    root, statuses = faults
+    assert statuses["death"] == [0, -signal.SIGKILL]  # the helper of rank 0 survives to write how the run ended
     ended = endings(root, "death", "death", 0)
-    assert ended["ended"].startswith("error: rank 0: another process of the run has ended or hangs"), ended
+    assert ended["ended"].startswith("error: rank 1 has ended without a word (process "), ended
     assert "last good checkpoint is" in ended["ended"]
     assert ended["seconds"] < 60
     ckpt_store.verify(root / "death/checkpoints/last.ckpt")
+
+
+def test_a_rank_that_raises_is_named_with_its_error(faults: Any) -> None:
+    root, _ = faults
+    assert endings(root, "raise", "raise", 1)["ended"] == "raised: 'a fault of this rank'"
+    ended = endings(root, "raise", "raise", 0)
+    assert ended["ended"].startswith("error: rank 1 ended with KeyError: 'a fault of this rank'; the last good"), ended
+    assert ended["seconds"] < 60
+    ckpt_store.verify(root / "raise/checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize(("name", "group", "hangs"), [("hang", 3, 1), ("hang-first", 4, 0)])
+def test_a_hung_rank_is_named_with_its_place_and_last_collective(
+    faults: Any, name: str, group: int, hangs: int
+) -> None:
+    root, statuses = faults
+    assert statuses[name] == [2, 0]
+    (line,) = said(root, group, 0)
+    assert re.match(
+        rf"error: rank {hangs} hangs in step 4 at .*faults\.py:\d+ .*; the last collective it entered is \w+.*"
+        rf"; rank {1 - hangs} waits for it in \w+.* \(no progress for 20 s: strategy\.timeout_seconds\)"
+        r"; the last good checkpoint is .*last\.ckpt; continue with ckpt_path=auto$",
+        line,
+    ), line
+    assert said(root, group, 1) == []
+    ckpt_store.verify(root / name / "checkpoints/last.ckpt")
+
+
+def test_a_stopped_rank_is_named(faults: Any) -> None:
+    root, statuses = faults
+    assert statuses["stop"] == [2, -signal.SIGKILL]  # a launcher has to kill it
+    (line,) = said(root, 5, 0)
+    assert line.startswith("error: rank 1 has not been heard of for "), line
+    assert "it was in step 4 and had last entered " in line
 
 
 def test_a_flipped_byte_is_named_before_the_run_goes_on(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from sm_diffusion.training import ckpt_store
 from sm_diffusion.training.module import DiffusionModule
 from sm_diffusion.types import UserError
+from tests.helpers.ranks import fork_ranks
 from tests.helpers.runs import run
 
 
@@ -136,6 +138,12 @@ def run_ranks(root: Path, jobs: list[tuple[str, str, list[str]]]) -> None:
                 act = at_step(4, 1, spoil)
             case "death":
                 act = at_step(4, 1, lambda _: kill_this_process())
+            case "raise":
+                act = at_step(4, 1, lambda _: {}["a fault of this rank"])
+            case "hang" | "hang-first":
+                act = at_step(4, int(fault == "hang"), lambda _: time.sleep(600))
+            case "stop":
+                act = at_step(4, 1, lambda _: os.kill(os.getpid(), signal.SIGSTOP))
             case _:
                 act = step
         DiffusionModule.training_step = act  # type: ignore[method-assign]
@@ -148,6 +156,8 @@ def run_ranks(root: Path, jobs: list[tuple[str, str, list[str]]]) -> None:
             ended = f"error: {error}"
         except SystemExit as error:
             ended = f"exit: {error.code}"
+        except KeyError as error:
+            ended = f"raised: {error}"
         record = {"ended": ended, "seconds": time.monotonic() - started}
         (root / f"{name}.{fault}.{rank}.json").write_text(json.dumps(record))
 
@@ -156,5 +166,8 @@ if __name__ == "__main__":
     if sys.argv[1] == "kill":
         kill_runs(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), json.loads(sys.argv[5]), int(sys.argv[6]))
     else:
-        run_ranks(Path(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text()))
+        folder, groups = Path(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text())
+        torch.set_num_threads(1)
+        print(json.dumps([fork_ranks(2, folder / f"group-{index}", partial(run_ranks, folder, group))
+                          for index, group in enumerate(groups)]))
     assert ckpt_store  # imported before the first fork

@@ -1,16 +1,23 @@
-"""Several tiny runs in one launch of two gloo processes, which costs little more than one run."""
+"""Several tiny runs in one launch of two gloo processes or more, which costs little more than one run."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch._C import _distributed_c10d
 
 from sm_diffusion.training.module import DiffusionModule
 
@@ -42,38 +49,60 @@ def recorded(rows: list[list[Any]]) -> Iterator[None]:
         DiffusionModule.on_before_batch_transfer = original  # type: ignore[method-assign]
 
 
-def start_ranks(arguments: list[str], *, world: int = 2) -> list[subprocess.Popen[str]]:
-    """Start `python ARGUMENTS` once for each rank, as a scheduler would."""
+def fork_ranks(world: int, log: Path, program: Callable[[], None]) -> list[int]:
+    """Run `program` in `world` processes, as a scheduler would start them; their exit statuses.
+
+    They are forked: what is imported before is imported once. LOG.RANK gets what each says.
+    """
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world), "NODE_RANK": "0"}
-    shared |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            env=os.environ | shared | {"LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if child == 0:
+            os.environ.update(shared, LOCAL_RANK=str(rank))
+            with Path(f"{log}.{rank}").open("w") as file:
+                os.dup2(file.fileno(), 2)
+            status = 1
+            try:
+                program()
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        children.append(child)
+    return [_ended(child, patience=3600.0 if rank == 0 else 60.0) for rank, child in enumerate(children)]
 
 
-def finish(processes: list[subprocess.Popen[str]], *, timeout: float = 400) -> list[tuple[int, str]]:
-    """(exit status, stderr) of every process."""
-    try:
-        errors = [process.communicate(timeout=timeout)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+def _ended(child: int, *, patience: float) -> int:
+    """Exit status of a child; one that outlives the first rank by more than `patience` seconds is killed."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def run_on_two_ranks(root: Path, jobs: Jobs) -> None:
-    """Run the jobs one after another on two ranks; NAME.rank.json gets the sequences each rank saw."""
-    listing = root / "jobs.json"
+def launch(arguments: list[str], *, timeout: float = 1500) -> Any:
+    """What `python -m ARGUMENTS` prints in its last line, as JSON."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run_on_ranks(root: Path, jobs: Jobs, *, world: int = 2) -> None:
+    """Run the jobs one after another on `world` ranks; NAME.rank.json gets the sequences each rank saw."""
+    listing = root / f"jobs-{world}.json"
     listing.write_text(json.dumps(jobs))
-    for status, error in finish(start_ranks(["-m", "tests.helpers.ranks", str(root), str(listing)])):
-        assert status == 0, error[-4000:]
+    statuses = launch(["tests.helpers.ranks", str(root), str(listing), str(world)])
+    for rank, status in enumerate(statuses):
+        assert status == 0, Path(f"{listing}.{rank}").read_text()[-4000:]
 
 
 def main(root: Path, jobs: Jobs) -> None:
@@ -81,10 +110,26 @@ def main(root: Path, jobs: Jobs) -> None:
 
     for name, settings in jobs:
         rows: list[list[Any]] = []
+        before = len(collectives())
         with recorded(rows):
             run(root, name, *settings)
         (root / f"{name}.{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(rows))
+        (root / f"{name}.collectives.{os.environ['LOCAL_RANK']}").write_text(json.dumps(collectives()[before:]))
+
+
+def collectives() -> list[str]:
+    """Kinds of the collectives this process has entered, in their order, as torch's flight recorder has them."""
+    entries = json.loads(_distributed_c10d._dump_fr_trace_json()).get("entries", [])
+    assert len(entries) < int(os.environ["TORCH_FR_BUFFER_SIZE"]), "older ones were forgotten"
+    return [entry["profiling_name"].partition(":")[2] for entry in entries]
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()))
+    folder, listing = Path(sys.argv[1]), Path(sys.argv[2])
+    listed = json.loads(listing.read_text())
+    os.environ |= {"TORCH_FR_BUFFER_SIZE": "30000", "DS_ACCELERATOR": "cpu"}
+    importlib.import_module("tests.helpers.runs")  # before the fork
+    if "deepspeed" in listing.read_text():
+        importlib.import_module("deepspeed")
+    torch.set_num_threads(1)
+    print(json.dumps(fork_ranks(int(sys.argv[3]), listing, lambda: main(folder, listed))))

@@ -39,7 +39,7 @@ def same(a: Any, b: Any) -> bool:
 
 def write(value: float, path: Path, *, folder: bool) -> None:
     if folder:
-        ckpt_store.write_folder(tree(value), path, rank=0, barrier=lambda: None)
+        ckpt_store.write_folder(tree(value), path, rank=0)
     else:
         ckpt_store.write_file(tree(value), path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,11 +23,14 @@ from sm_diffusion.diffusion.readout import Logits
 from sm_diffusion.diffusion.soft_mask import SoftMask
 from sm_diffusion.tools import cli, plan, plan_scale
 from sm_diffusion.tools.config_cmd import compose_and_validate
+from sm_diffusion.training.background import Writer
 from sm_diffusion.training.sharding import ShardSettings, shard_predictor
+from sm_diffusion.training.strategies import ShardedStrategy
 
 # Sizes that 4 devices divide, so that no shard is padded.
 SHAPE = DiTShape(vocab_size=40, width=32, num_blocks=3, num_heads=2, cond_width=16)
 DEVICES = 4
+STEP = plan_scale.Step(num_devices=DEVICES, micro_steps=1, p_sm=0.0)
 
 
 @pytest.fixture
@@ -89,6 +93,23 @@ def test_fsdp_sends_what_is_said(devices: None, feedback: bool, reshard: bool) -
     assert measured > said
 
 
+@pytest.mark.parametrize("hold", [True, False])
+def test_fsdp_sends_held_gradients_once_for_all_micro_batches(devices: None, hold: bool) -> None:
+    settings, model = ShardSettings(hold_gradients=hold), predictor()
+    shard_predictor(model, init_device_mesh("cpu", (DEVICES,)), settings)
+    strategy = ShardedStrategy(
+        settings=settings, layout="sharded", writer=Writer(background=False), data_parallel_size=DEVICES
+    )
+    strategy.model = model
+    with Sent() as sent:
+        with strategy.block_backward_sync():  # as Lightning calls it for all micro-batches but the last
+            one_step(model, model, feedback=False)
+        assert ("_reduce_scatter_base_" in sent.bytes) == (not hold)
+        one_step(model, model, feedback=False)
+    step = replace(STEP, micro_steps=2, hold=hold)
+    assert step.share * sum(sent.bytes.values()) == pytest.approx(plan_scale.fsdp_bytes(layout(), step), rel=1e-3)
+
+
 def test_ddp_sends_gradients_once_a_step(devices: None) -> None:
     """The feedback pass and a micro-step under no_sync send nothing."""
     model = predictor()
@@ -128,12 +149,14 @@ def test_shards_are_what_a_rank_holds(devices: None) -> None:
     held = sum(p.to_local().numel() * 4 for p in model.denoiser.parameters())  # type: ignore[attr-defined]
     whole = {part: 4.0 * SHAPE.num_parameters() for part in ("weights (float32)", "gradients (float32)")}
     whole["one chunk of logits"] = 100.0
-    sizes = plan_scale.on_each_device(whole, layout(), strategy="fsdp", num_devices=DEVICES)
+    sizes = plan_scale.on_each_device(whole, layout(), strategy="fsdp", step=STEP)
     assert sizes["weights (float32)"] == sizes["gradients (float32)"] == held
     assert sizes["one chunk of logits"] == 100.0
     assert sizes[plan_scale.GATHERED] > 0
-    assert plan_scale.on_each_device(whole, layout(), strategy="ddp", num_devices=DEVICES) == whole
-    two = plan_scale.on_each_device(whole, layout(), strategy="deepspeed_zero2", num_devices=DEVICES)
+    assert plan_scale.on_each_device(whole, layout(), strategy="ddp", step=STEP) == whole
+    held_whole = plan_scale.on_each_device(whole, layout(), strategy="fsdp", step=replace(STEP, micro_steps=2))
+    assert held_whole["gradients (float32)"] == whole["gradients (float32)"]
+    two = plan_scale.on_each_device(whole, layout(), strategy="deepspeed_zero2", step=STEP)
     assert (two["weights (float32)"], two["gradients (float32)"]) == (4 * held, held)
 
 

@@ -1,0 +1,109 @@
+"""Saves in a thread: their order, their errors, and that they hold what training had when they were asked for."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sm_diffusion.training import ckpt_store
+from sm_diffusion.training.background import Writer
+from sm_diffusion.training.strategies import SafeCheckpointIO
+from sm_diffusion.training.tree import snapshot
+from sm_diffusion.types import UserError
+from tests.helpers.runs import run
+
+
+def test_jobs_run_in_order_and_at_most_one_save_waits() -> None:
+    writer, go, done = Writer(background=True), threading.Event(), []
+
+    def slow() -> None:
+        go.wait(60)
+        done.append("first")
+
+    writer.save(slow)
+    writer.after(lambda: done.append("removal"))
+    assert done == [], "the caller goes on meanwhile"
+    go.set()
+    writer.save(lambda: done.append("second"))
+    assert done[:2] == ["first", "removal"], "a second save waits for the first"
+    writer.wait()
+    assert done == ["first", "removal", "second"]
+
+
+def test_a_failed_save_is_raised_by_the_next_call_and_nothing_is_removed_for_it() -> None:
+    writer, go, removed = Writer(background=True), threading.Event(), []
+
+    def fail() -> None:
+        go.wait(60)
+        raise UserError("disk full")
+
+    writer.save(fail)
+    writer.after(lambda: removed.append("older checkpoint"))
+    go.set()
+    with pytest.raises(UserError, match="disk full"):
+        writer.save(lambda: removed.append("never"))
+    assert removed == []
+    writer.wait()  # said once
+    with pytest.raises(UserError, match="at once"):
+        Writer(background=False).save(lambda: (_ for _ in ()).throw(UserError("at once")))
+
+
+def assert_set(gate: threading.Event) -> None:
+    assert gate.wait(60)
+
+
+def test_a_snapshot_is_what_training_had(tmp_path: Path) -> None:
+    weight = torch.arange(4.0)
+    tree: dict[str, Any] = {"state_dict": {"w": weight}, "list": [weight, 3], "pair": (weight, "x")}
+    writer = Writer(background=True)
+    gate = threading.Event()
+    writer.save(lambda: assert_set(gate))
+    copied = snapshot(tree)
+    gate.set()
+    SafeCheckpointIO(writer).save_checkpoint(tree, tmp_path / "last.ckpt")
+    weight.zero_()
+    writer.wait()
+    assert torch.equal(copied["pair"][0], torch.arange(4.0))
+    found = ckpt_store.read(tmp_path / "last.ckpt")
+    assert torch.equal(found["state_dict"]["w"], torch.arange(4.0))
+    assert found["list"][1] == 3
+    assert found["pair"][1] == "x"
+
+
+def test_a_run_that_saves_in_the_background_ends_with_the_same_checkpoints(tmp_path: Path) -> None:
+    settings = ["trainer.max_steps=4", "trainer.val_every_steps=2", "callbacks.checkpoint.every_steps=1"]
+    run(tmp_path, "plain", *settings)
+    results = run(tmp_path, "async", *settings, "callbacks.checkpoint.async_save=true")
+    assert results["checkpoint_sha256"]
+    names = sorted(path.name for path in (tmp_path / "plain/checkpoints").iterdir())
+    assert sorted(path.name for path in (tmp_path / "async/checkpoints").iterdir()) == names
+    for name in names:
+        a, b = (ckpt_store.read(tmp_path / run_name / "checkpoints" / name) for run_name in ("plain", "async"))
+        assert a["global_step"] == b["global_step"]
+        assert all(torch.equal(value, b["state_dict"][key]) for key, value in a["state_dict"].items())
+        moments = zip(*(tree["optimizer_states"][0]["state"].values() for tree in (a, b)), strict=True)
+        assert all(torch.equal(x["exp_avg"], y["exp_avg"]) for x, y in moments)
+
+
+def test_a_disk_that_fills_in_the_background_ends_the_run_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ["trainer.val_every_steps=0", "callbacks.checkpoint.every_steps=2"]
+    settings.append("callbacks.checkpoint.async_save=true")
+    run(tmp_path, "full", *settings, "trainer.max_steps=2")
+    real = Path.open
+
+    def refuse(self: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        if self.name.endswith(ckpt_store.PARTIAL):
+            raise OSError(28, "No space left on device")
+        return real(self, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"could not be written \(No space left on device\); the checkpoint before it"):
+        run(tmp_path, "full", *settings, "trainer.max_steps=8", "ckpt_path=auto")
+    ckpt_store.verify(tmp_path / "full/checkpoints/last.ckpt")
+    assert ckpt_store.read(tmp_path / "full/checkpoints/last.ckpt")["global_step"] == 2
