@@ -96,11 +96,5 @@ def _deepspeed(config: schema.TrainConfig, *, on_cpu: bool) -> Iterator[str]:
             f"peft.kind={config.peft.kind}: adapters are not written from ZeRO-3's slices; "
             "set strategy=fsdp, or strategy.zero_stage=2"
         )
-    coin = config.variant.p_sm if isinstance(config.variant, schema.SoftMaskedVariantConfig) else 1.0
-    if strategy.zero_stage == 3 and coin < 1:
-        yield (
-            f"variant.p_sm={coin}: ZeRO-3 fails in steps that leave the omegas unused; "
-            "set strategy=fsdp, strategy.zero_stage=2 or variant.p_sm=1"
-        )
     if on_cpu and strategy.cpu_offload:
         yield "strategy.cpu_offload=true: this run is on the CPU already; set strategy=deepspeed_cpu"

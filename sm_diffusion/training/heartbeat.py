@@ -28,7 +28,7 @@ _RECORDERS = ("_dump_fr_trace_json", "_dump_nccl_trace_json")
 class Collectives(NamedTuple):
     """How many collectives this process has entered, and the newest one ("all_reduce of shape 3x5 (no. 41)")."""
 
-    count: int
+    entered: int
     last: str
 
 
@@ -54,7 +54,8 @@ def record_collectives() -> None:
 
 def entered_collectives() -> Collectives:
     """Of all process groups of this process together; (0, "none") where torch records nothing."""
-    count, newest = 0, {"time_created_ns": -1, "profiling_name": "none"}
+    count = 0
+    newest: dict[str, Any] = {"time_created_ns": -1, "profiling_name": "none"}
     for name in _RECORDERS:
         if name not in vars(_distributed_c10d):
             continue  # NCCL's is missing in builds without CUDA

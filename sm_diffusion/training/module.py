@@ -119,20 +119,13 @@ class DiffusionModule(L.LightningModule, ABC):
         )
         feedback = self.spends_feedback()
         out = self.objective(self.predictor, *batch, feedback=feedback)
-        loss = out.loss if feedback else self._with_omegas(out.loss)
+        strategy = self.trainer.strategy
+        loss = strategy.with_omegas(out.loss) if isinstance(strategy, ZeroStrategy) and not feedback else out.loss
         return {"loss": loss, "nll_sum": out.nll_sum, "num_tokens": out.num_tokens, "num_passes": out.num_passes}
 
     def spends_feedback(self) -> bool:
         """Whether the current optimizer step spends the first pass; equal on all ranks."""
         return self.feedback(rng.coin(seed=self.noise.seed, step=self.global_step))
-
-    def _with_omegas(self, loss: torch.Tensor) -> torch.Tensor:
-        """Under ZeRO a weight without gradient would keep its last one in the gradient norm: give it zeros."""
-        if not isinstance(self.trainer.strategy, ZeroStrategy):
-            return loss
-        names = [name for name, _ in self.predictor.named_parameters() if name.startswith("soft_mask.")]
-        omegas = [self.predictor.get_parameter(name) for name in names]  # ZeRO-3 gathers what is looked up like this
-        return loss + 0.0 * sum((weight.sum() for weight in omegas), start=loss.new_zeros(()))
 
     def validation_step(self, batch: tuple[Batch, Draws], batch_idx: int) -> LossOutput:  # type: ignore[override]
         return self.objective(self.predictor, *batch, feedback=self.validation_feedback)

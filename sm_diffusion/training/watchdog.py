@@ -135,7 +135,7 @@ class Watchdog(Callback):
 
     def _write(self) -> tuple[int, ...]:
         """Write this rank's beat; returns what changes as long as there is progress."""
-        entered = heartbeat.entered_collectives()
+        seen = heartbeat.entered_collectives()
         beat = heartbeat.Beat(
             rank=self.rank,
             host=platform.node(),
@@ -143,13 +143,13 @@ class Watchdog(Callback):
             written=time.time(),
             step=self._step,
             place=heartbeat.main_thread_place(),
-            collectives=entered.count,
-            last=entered.last,
+            collectives=seen.entered,
+            last=seen.last,
             ended=self._ended,
         )
         with suppress(OSError):  # a full disk is reported by what has to be written, not by this
             heartbeat.write_beat(self.folder, beat)
-        return self._batches, self._step, entered.count
+        return self._batches, self._step, seen.entered
 
     def _end(self, reason: str | None) -> None:
         """End this process from the thread: its main thread cannot, it hangs."""

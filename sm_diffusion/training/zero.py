@@ -111,6 +111,15 @@ class ZeroStrategy(DeepSpeedStrategy):
     def _flats(self, optimizer: Optimizer) -> list[zero_shards.Flat]:
         return zero_shards.flats(optimizer, stage=3 if self.zero_stage_3 else 2)
 
+    def with_omegas(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss of a step without feedback. ZeRO-1 and 2 would keep the omegas' last gradient: they get zeros."""
+        omegas = [] if self.zero_stage_3 else self._omegas()
+        return loss + 0.0 * torch.stack([weight.sum() for weight in omegas]).sum() if omegas else loss
+
+    def _omegas(self) -> list[nn.Parameter]:
+        assert self.lightning_module is not None
+        return dict(optimizer_groups(self.lightning_module.predictor)).get("omegas", [])
+
     def optimizer_step(self, optimizer: Optimizer, closure: Any, model: Any = None, **kwargs: Any) -> Any:
         """A step without feedback gives the omegas no gradient, which ZeRO takes for zeros: it would move them."""
         module = self.lightning_module
@@ -118,6 +127,8 @@ class ZeroStrategy(DeepSpeedStrategy):
         if "omegas" not in groups or module.spends_feedback():
             return super().optimizer_step(optimizer, closure, model, **kwargs)
         inner: Optimizer = optimizer.optimizer  # type: ignore[attr-defined]
+        if self.zero_stage_3:
+            zero_shards.forget_gradients(self._omegas())
         with zero_shards.untouched(inner, self._flats(optimizer), groups.index("omegas")):
             return super().optimizer_step(optimizer, closure, model, **kwargs)
 

@@ -93,6 +93,14 @@ def set_moment(parameter: Any, name: str, full: Tensor) -> None:
         safe_set_full_optimizer_state(parameter, full, name)
 
 
+def forget_gradients(parameters: Iterable[Any]) -> None:
+    """ZeRO-3 keeps the last gradient of a slice; one that gets none in this step would count in the norm again."""
+    from deepspeed.utils import safe_set_local_grad
+
+    for parameter in parameters:
+        safe_set_local_grad(parameter, torch.zeros_like(parameter.ds_tensor))
+
+
 class Flat(NamedTuple):
     """One tensor that torch's optimiser works on: this rank's slices of the parameters of a group, end to end."""
 
