@@ -120,6 +120,10 @@ class ZeroStrategy(DeepSpeedStrategy):
         assert self.lightning_module is not None
         return dict(optimizer_groups(self.lightning_module.predictor)).get("omegas", [])
 
+    def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Lightning has divided the loss by the micro-batches of a step; DeepSpeed would do it again."""
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
     def optimizer_step(self, optimizer: Optimizer, closure: Any, model: Any = None, **kwargs: Any) -> Any:
         """A step without feedback gives the omegas no gradient, which ZeRO takes for zeros: it would move them."""
         module = self.lightning_module
