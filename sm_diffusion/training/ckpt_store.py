@@ -228,6 +228,7 @@ def verify(path: Path) -> None:
         raise UserError(f"{path}: not a readable checkpoint ({error}); {advice}") from None
     if bad is not None:
         raise UserError(f"{path}: {bad} does not match its checksum; {advice}")
+    read(path, mmap=True)  # checksums do not cover the archive's headers; torch is stricter about them than zipfile
 
 
 def read(path: Path, *, target: Callable[[str, TensorShape], Tensor] | None = None, mmap: bool = False) -> Any:

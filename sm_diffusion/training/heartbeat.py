@@ -162,7 +162,7 @@ def conclude(
     if silent:
         return "; ".join(
             f"rank {beat.rank} has not been heard of for {now - beat.written:.0f} s (process {beat.pid} on "
-            f"{beat.host}); it was in step {beat.step} and had last entered {beat.last}"
+            f"{beat.host}); it was then in step {beat.step} and had last entered {beat.last}"
             for beat in silent
         )
     most = max(beats.values(), key=lambda beat: beat.collectives)

@@ -97,8 +97,9 @@ class ShardedStrategy(ModelParallelStrategy):
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
         """Micro-batches before the last of a step keep their gradients; Lightning by itself does so for DDP only."""
-        hold = self.model is not None and self.settings.hold_gradients
-        units = [unit for unit in self.model.modules() if isinstance(unit, FSDPModule)] if hold else []
+        assert self.model is not None
+        units = [unit for unit in self.model.modules() if isinstance(unit, FSDPModule)]
+        units = units if self.settings.hold_gradients else []
         for unit in units:
             unit.set_requires_gradient_sync(False, recurse=False)
         try:

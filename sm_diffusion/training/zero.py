@@ -104,9 +104,13 @@ class ZeroStrategy(DeepSpeedStrategy):
             offload = held if isinstance(held, DeepSpeedZeRoOffload) else held.parameter_offload
             offload.partition_all_parameters()
 
-    def _groups(self) -> list[list[nn.Parameter]]:
+    def _trained(self) -> Any:
+        """The DiffusionModule (which knows this class, so that its name cannot be imported here)."""
         assert self.lightning_module is not None
-        return [group for _, group in optimizer_groups(self.lightning_module.predictor)]
+        return self.lightning_module
+
+    def _groups(self) -> list[list[nn.Parameter]]:
+        return [group for _, group in optimizer_groups(self._trained().predictor)]
 
     def _flats(self, optimizer: Optimizer) -> list[zero_shards.Flat]:
         return zero_shards.flats(optimizer, stage=3 if self.zero_stage_3 else 2)
@@ -117,8 +121,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         return loss + 0.0 * torch.stack([weight.sum() for weight in omegas]).sum() if omegas else loss
 
     def _omegas(self) -> list[nn.Parameter]:
-        assert self.lightning_module is not None
-        return dict(optimizer_groups(self.lightning_module.predictor)).get("omegas", [])
+        return dict(optimizer_groups(self._trained().predictor)).get("omegas", [])
 
     def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Lightning has divided the loss by the micro-batches of a step; DeepSpeed would do it again."""
@@ -126,7 +129,7 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def optimizer_step(self, optimizer: Optimizer, closure: Any, model: Any = None, **kwargs: Any) -> Any:
         """A step without feedback gives the omegas no gradient, which ZeRO takes for zeros: it would move them."""
-        module = self.lightning_module
+        module = self._trained()
         groups = [name for name, _ in optimizer_groups(module.predictor)]
         if "omegas" not in groups or module.spends_feedback():
             return super().optimizer_step(optimizer, closure, model, **kwargs)
@@ -147,7 +150,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         assert module is not None
         self.reshard()
         found: dict[str, Any] = {}
-        own = dict(module.named_parameters()) | dict(module.named_buffers())
+        own: dict[str, Any] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         for name in module.state_dict():
             with zero_shards.gathered([own[name]]), torch.no_grad():
                 found[name] = own[name].detach().cpu().clone() if self.is_global_zero else None

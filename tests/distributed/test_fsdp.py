@@ -80,14 +80,12 @@ def test_validation_and_results_equal_one_process(root: Path, two: str, one: str
     assert b["checkpoint_sha256"]
 
 
-@pytest.mark.parametrize(("whole", "parts", "kind"), [
-    ("ddp-soft", "accumulate-ddp", "all_reduce"),
-    ("fsdp-soft", "accumulate-four", "reduce_scatter"),
-])
-def test_gradients_are_sent_once_a_step_whatever_the_number_of_micro_batches(
-    root: Path, whole: str, parts: str, kind: str
-) -> None:
-    counts = [json.loads((root / f"{name}.collectives.0").read_text()).count(kind) for name in (whole, parts)]
+def test_ddp_sends_gradients_once_a_step_whatever_the_number_of_micro_batches(root: Path) -> None:
+    """FSDP2's are counted in tests/unit/test_tools_plan_scale.py: gloo's scatters are not in the flight recorder."""
+    counts = [
+        json.loads((root / f"{name}.collectives.0").read_text()).count("all_reduce")
+        for name in ("ddp-soft", "accumulate-ddp")
+    ]
     assert counts[0] == counts[1] >= 5, counts
 
 
