@@ -70,10 +70,11 @@ def test_models_and_corpora(tmp_path: Path, model: str, data: str) -> None:
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_options(tmp_path: Path, group: str, option: str) -> None:
+def test_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, option: str) -> None:
     if option.startswith("deepspeed"):  # composes everywhere, is valid on CUDA with the package only
         assert compose_config("train", [f"{group}={option}"]).strategy.name == "deepspeed"
-        with pytest.raises(UserError, match=r"strategy\.name=deepspeed"):
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
+        with pytest.raises(UserError, match=r"strategy\.name=deepspeed: not installed"):
             compose_valid(tmp_path, f"{group}={option}", "trainer.accelerator=cpu")
         return
     compose_valid(tmp_path, f"{group}={option}", *needed(f"{group}={option}"))
