@@ -35,10 +35,11 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Search:
-    """fixed: overrides with one value. parameters: the others, in their order."""
+    """fixed: overrides with one value. parameters: the others, in their order. words: all, as they were typed."""
 
     fixed: tuple[str, ...]
     parameters: tuple[Parameter, ...]
+    words: tuple[str, ...]
 
     def to_check(self) -> Iterator[list[str]]:
         """Overrides of configurations that must be valid: all combinations of probes if they are few, otherwise each
@@ -72,7 +73,7 @@ def parse_search(words: Sequence[str]) -> Search:
         if parameter.key in {other.key for other in parameters}:
             raise UserError(f"{word}: {parameter.key} is searched twice; keep one")
         parameters.append(parameter)
-    return Search(tuple(fixed), tuple(parameters))
+    return Search(tuple(fixed), tuple(parameters), tuple(words))
 
 
 def _parameter(word: str, override: Override) -> Parameter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import sys
@@ -31,6 +32,7 @@ from sm_diffusion.types import UserError
 _NOISE = ("object_type=", "reference_type=", "See https://", "To append to your config", "schema_", "You may also")
 
 ONE_RUN = "SM_DIFFUSION_ONE_RUN"  # in hydra.job.env_set: not one of many jobs
+TYPED = "SM_DIFFUSION_TYPED"  # the words of the command line, for the jobs of a launcher, which have another one
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 
@@ -155,6 +157,7 @@ def one_line(error: BaseException) -> str:
 def launch(config_name: str, run: Callable[[Any], object]) -> None:
     """Entry point of train.py and eval.py: compose, then run; a user's mistake ends with one line and status 2."""
     register()
+    os.environ[TYPED] = json.dumps(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach the handler below instead of Hydra's multi-line report
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)
@@ -175,8 +178,8 @@ def _per_job(config: Any) -> Any:
     has a launcher run is one run, which keeps its folder."""
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN and ONE_RUN not in hydra_config.job.env_set:
-        # What was typed as it stands is the same for all jobs. (A launcher's own process has another command line.)
-        typed = {argument.lower() for argument in sys.argv}
+        # What was typed as it stands is the same for all jobs.
+        typed = {argument.lower() for argument in json.loads(os.environ.get(TYPED, "[]"))}
         swept = [override for override in hydra_config.overrides.task if override.lower() not in typed]
         label = re.sub(r"[^A-Za-z0-9_.=,-]+", "_", ",".join(swept))[:120]
         config.output_dir = str(Path(config.output_dir) / f"{hydra_config.job.num:03d}-{label}")

@@ -13,6 +13,7 @@ An adapter folder holds
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import warnings
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def quantize_4bit(lm: CausalLM) -> None:
     """Replace the linear maps of all layers by bitsandbytes' 4-bit NF4 ones with double quantisation (QLoRA,
     arXiv 2305.14314); embedding, head and norms stay. Moving the model to its device quantises the weights."""
     try:
-        import bitsandbytes as bnb
+        layers: Any = importlib.import_module("bitsandbytes.nn")
     except ImportError:
         raise UserError("peft.quantize needs bitsandbytes: pip install 'sm-diffusion[scale]'") from None
     device = lm.lm_head.weight.device
@@ -133,7 +134,7 @@ def quantize_4bit(lm: CausalLM) -> None:
         for name, linear in list(parent.named_children()):
             if type(linear) is not nn.Linear:
                 continue
-            quantized = bnb.nn.Linear4bit(
+            quantized = layers.Linear4bit(
                 linear.in_features,
                 linear.out_features,
                 bias=linear.bias is not None,
@@ -142,7 +143,7 @@ def quantize_4bit(lm: CausalLM) -> None:
                 quant_type="nf4",
                 device="meta",
             )
-            quantized.weight = bnb.nn.Params4bit(
+            quantized.weight = layers.Params4bit(
                 linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=quantized
             )
             quantized.bias = linear.bias

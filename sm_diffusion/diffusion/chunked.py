@@ -126,7 +126,7 @@ def _summarize_columns(logits_VC: Tensor, k: int) -> Summary:
     # A slice of the vocabulary at a time: its exponentials stay in the cache, and no second (V, C) buffer is needed.
     exp_SC = logits_VC.new_empty(min(_EXP_ROWS, logits_VC.shape[0]), num_rows)
     total_C, dot_C = torch.zeros_like(max_C), torch.zeros_like(max_C)
-    for part_SC in logits_VC.split(_EXP_ROWS):
+    for part_SC in torch.split(logits_VC, _EXP_ROWS):
         part_exp_SC = torch.exp(part_SC, out=exp_SC[: part_SC.shape[0]])
         total_C += part_exp_SC.sum(0)
         dot_C += part_exp_SC.mul_(part_SC).sum(0)

@@ -8,6 +8,7 @@ of the first prediction reaches, and the tokens drawn a pass are reported beside
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def measure_decoding(args: argparse.Namespace, pair: Mapping[str, Predictor]) ->
     threshold, tokens = decoding.threshold(pair["mdlm"]), args.batch * args.new
     found: dict[str, Any] = {"threshold_value": threshold}
     for order, (policy, cache) in decoding.orders(threshold).items():
-        runs = {kind: (lambda p=p, o=policy, c=cache: decoding.run(p, o, c)) for kind, p in pair.items()}
+        runs = {kind: functools.partial(decoding.run, p, policy, cache) for kind, p in pair.items()}
         passes = {kind: run().forward_passes for kind, run in runs.items()}
         ms = interleaved_ms(runs, repeats=args.repeats, warmup=0)
         found[order] = {
@@ -184,7 +185,8 @@ def measure_training(args: argparse.Namespace, denoiser: HFDenoiser) -> dict[str
     ids = torch.randint(0, pair["sm"].mask_id, (args.length,), generator=generator).tolist()
     batch = collate([ChatSample(ids, args.length // 4)], torch.arange(1), pad_id=0, extra=49)
     uniform_BL = torch.rand(batch.ids_BL.shape, generator=generator)
-    moved = type(batch)(*(value.to(args.device) if isinstance(value, Tensor) else value for value in batch))
+    values: list[Any] = [value.to(args.device) if isinstance(value, Tensor) else value for value in batch]
+    moved = type(batch)(*values)
     draws = Draws(torch.tensor([0.5], device=args.device), uniform_BL.to(args.device), moved.rows_B, 1)
 
     def stepper(kind: str) -> Callable[[], Tensor]:

@@ -41,7 +41,7 @@ def counted(network: DiT) -> Iterator[list[Pass]]:
         if isinstance(readout.remember, Summarize):
             needed.append(readout.remember.positions_N)
         ids = inputs if isinstance(inputs, Tensor) else inputs[0]
-        passes.append(Pass(ids.shape[0], len(torch.cat(needed).unique())))
+        passes.append(Pass(ids.shape[0], torch.unique(torch.cat(needed)).numel()))
 
     handle = network.register_forward_pre_hook(note, with_kwargs=True)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sm_diffusion.data.chat import PlainChat
 from sm_diffusion.data.chat_cache import prepare_chat
@@ -28,7 +29,7 @@ def measure_packing(cache_dir: Path) -> dict[str, float]:
         min_response_tokens=5,
         cache_dir=cache_dir,
     )
-    common = {"pad_id": tokenizer.pad_id, "pads_are_maskable": True, "seed": 1}
+    common: dict[str, Any] = {"pad_id": tokenizer.pad_id, "pads_are_maskable": True, "seed": 1}
     makers: dict[str, RowMaker] = {
         "padded": PaddedRows(**common),
         "packed": PackedRows(**common, row_tokens=longest_row(MAX_TOKENS)),

@@ -26,6 +26,7 @@ COMMANDS = {
     "plot": "sm_diffusion.tools.plots",
     "report": "sm_diffusion.tools.report",
     "sweep": "sm_diffusion.tools.sweep",
+    "search": "sm_diffusion.tools.search",
     "sample": "sm_diffusion.tools.sample",
     "view": "sm_diffusion.tools.view",
     "chat": "sm_diffusion.tools.chat",

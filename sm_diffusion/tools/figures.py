@@ -186,7 +186,7 @@ def point_plot(lines: Mapping[str, Sequence[Point]], x: Axis, y: Axis, out: Path
             )
             for point in points:
                 if point.note:
-                    place = {"textcoords": "offset points", "xytext": (6, 5), "fontsize": 8}
+                    place: dict[str, Any] = {"textcoords": "offset points", "xytext": (6, 5), "fontsize": 8}
                     axes.annotate(point.note, (point.x, point.y), color=style["color"], **place)
         axes.set_xlabel(x.title)
         axes.set_ylabel(y.title)

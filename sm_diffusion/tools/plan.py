@@ -269,7 +269,8 @@ def run(args: argparse.Namespace) -> int:
         config.trainer.max_steps, config.trainer.max_flops = math.ceil(args.tokens / tokens_per_step), None
     num_devices = config.trainer.devices * config.trainer.num_nodes if args.devices is None else args.devices
     on_gpu = config.trainer.accelerator != "cpu"
-    maker, text = make_plan, plan_text
+    maker: Any = make_plan
+    text: Any = plan_text
     if isinstance(config.model, schema.HFConfig):
         maker, text = plan_hf.make_plan, plan_hf.plan_text
 
@@ -277,7 +278,7 @@ def run(args: argparse.Namespace) -> int:
         return maker(changed, vocab=args.vocab, on_gpu=on_gpu, num_devices=num_devices)
 
     def total_bytes(sequences: int) -> float:
-        return planned(plan_scale.with_micro_batch(config, sequences)).total_bytes
+        return float(planned(plan_scale.with_micro_batch(config, sequences)).total_bytes)
 
     plan = planned(config)
     print(text(plan, report=report_lines(plan, config, args, total_bytes)))

@@ -81,7 +81,8 @@ def check(search: Search) -> Mapping[str, Any]:
 
 
 def sweep_text(content: Mapping[str, Any], command: str) -> str:
-    return f"# Made by: {command}\n" + yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=110)
+    text: str = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=110)
+    return f"# Made by: {command}\n{text}"
 
 
 def refuse_own_keys(words: Sequence[str]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sm_diffusion.evaluation.results import spread
 from sm_diffusion.tools import Experiment
 from sm_diffusion.tools.collect import Collected
-from sm_diffusion.tools.expected import read_expected
+from sm_diffusion.tools.expected import Expectation, read_expected
 from sm_diffusion.tools.formats import Lines
 from sm_diffusion.tools.stats import bootstrap_interval
 from sm_diffusion.tools.table import NOT_RUN, OMEGA_KEYS, columns_of, judged
@@ -26,10 +27,11 @@ def tidy_lines(experiment: Experiment, collected: Collected, *, by_seed: bool) -
         for key in keys:
             values = row.values(key)
             groups = {str(seed): [values[seed]] for seed in sorted(values)} if by_seed else {"": list(values.values())}
-            entries = [entry for entry in expected.entries if (entry.row, entry.metric) == (row.name, key)]
+            claims = [entry for entry in expected.entries if (entry.row, entry.metric) == (row.name, key)]
+            entries: Sequence[Expectation | None] = claims or [None]
             for seed, group in (groups or {"": []}).items():
                 head = [row.name, row.version, seed, key, str(len(group)), *_ours(group, bool(row.runs))]
-                for entry in entries or [None]:
+                for entry in entries:
                     theirs = [entry.source, repr(entry.value), _text(entry.tolerance)] if entry else ["", "", ""]
                     lines.append([*head, *theirs, judged(group, entry) if entry and group else ""])
     return lines

@@ -74,13 +74,22 @@ class Processes(Workers):
             )
 
     def wait(self) -> tuple[Path, int, str]:
-        while True:
-            for folder, process in self.running.items():
-                if (status := process.poll()) is not None:
-                    del self.running[folder]
-                    lines = log_of(folder).read_text(errors="replace").strip().splitlines()
-                    return folder, status, "\n".join(lines[-LOG_TAIL_LINES:])
+        while (ended := self.ended()) is None:
             time.sleep(POLL_SECONDS)
+        return ended
+
+    def ended(self) -> tuple[Path, int, str] | None:
+        """As `wait`, or None when none has ended yet."""
+        for folder, process in self.running.items():
+            if (status := process.poll()) is not None:
+                del self.running[folder]
+                lines = log_of(folder).read_text(errors="replace").strip().splitlines()
+                return folder, status, "\n".join(lines[-LOG_TAIL_LINES:])
+        return None
+
+    def ask_to_stop(self, folder: Path) -> None:
+        """SIGTERM to the program that writes `folder`; `wait` returns it once it has ended."""
+        self.running[folder].terminate()
 
     def stop(self) -> None:
         for process in self.running.values():

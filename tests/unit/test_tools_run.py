@@ -475,7 +475,8 @@ def test_only_runs_of_a_sweep_get_folders_of_their_own(
         overrides=SimpleNamespace(task=["model=dit_tiny", "overwrite=True", "seed=2"]),
     )
     monkeypatch.setattr(store.HydraConfig, "get", lambda: found)
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "model=dit_tiny", "overwrite=true", "seed=1,2"])
+    monkeypatch.setattr(sys, "argv", ["launcher"])  # a job's own process has another command line
+    monkeypatch.setenv(store.TYPED, '["-m", "model=dit_tiny", "overwrite=true", "seed=1,2"]')
     folder = store._per_job(SimpleNamespace(output_dir="runs/a")).output_dir
     assert folder == ("runs/a" if kept else "runs/a/003-seed=2")
 
