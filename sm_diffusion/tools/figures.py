@@ -37,8 +37,10 @@ def look(index: int) -> dict[str, Any]:
 
 
 def loss_curves(groups: Groups, out: Path) -> Path:
-    """Validation NLL (thick; mean over seeds, band: their range) and, of few runs, training loss (thin)."""
+    """Validation NLL (thick; mean over seeds, band: their range) and training loss (thin): of each of few runs; of each
+    row, as the mean over its seeds, where no run was validated on its way."""
     thin = sum(map(len, groups.values())) <= MOST_THIN
+    on_the_way = any(len(log.get(VALIDATION, ([], []))[0]) > 1 for logs in groups.values() for log in logs)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -49,13 +51,19 @@ def loss_curves(groups: Groups, out: Path) -> Path:
                     dot = "." if len(log[TRAIN][0]) == 1 else ""
                     axes.plot(*log[TRAIN], color=look(index)["color"], linewidth=0.7, alpha=0.45, marker=dot)
                     lowest += log[TRAIN][1]
+            if not thin and not on_the_way:
+                training = [log[TRAIN] for log in logs if TRAIN in log]
+                unnamed = any(VALIDATION in log for log in logs)  # that line will have the name
+                name = "" if unnamed else label
+                lowest += _seed_line(axes, training, name, index, mark="", linewidth=0.9, band=False)
             lowest += _seed_line(axes, [log[VALIDATION] for log in logs if VALIDATION in log], label, index)
         _steps_axis(axes)
         axes.set_ylabel("negative log-likelihood bound, nats a token")
         _cut_start(axes, lowest)
         seeds = max(len(logs) for logs in groups.values())
         words = ["thick: validation" + (", mean and range over seeds" if seeds > 1 else "")]
-        axes.set_title("; ".join([*words, *(["thin: training"] if thin else [])]), fontsize=9)
+        words += ["thin: training"] if thin else [] if on_the_way else ["thin: training, mean over seeds"]
+        axes.set_title("; ".join(words), fontsize=9)
         finish(axes)
 
     return save(draw, out)
@@ -88,20 +96,30 @@ def omega_curves(groups: Groups, out: Path) -> Path:
 
 
 def _seed_line(
-    axes: Axes, curves: Sequence[tuple[list[int], list[float]]], label: str, index: int, mark: str = "o"
+    axes: Axes,
+    curves: Sequence[tuple[list[int], list[float]]],
+    label: str,
+    index: int,
+    mark: str = "o",
+    linewidth: float = 1.8,
+    band: bool = True,
 ) -> list[float]:
-    """Mean over the curves at the steps all have, and the range as a band; the values drawn."""
+    """Mean over the curves at the steps all have, else of their ends, and the range as a band; the values drawn."""
     if not curves:
         return []
     by_step = [dict(zip(*curve, strict=True)) for curve in curves]
     steps = [step for step in by_step[0] if all(step in curve for curve in by_step)]
-    if not steps:
-        return []
     values = [[curve[step] for curve in by_step] for step in steps]
+    if not steps:  # runs that end by a budget of compute end at steps of their own
+        lasts = [max(curve) for curve in by_step]
+        steps, values = (
+            [round(sum(lasts) / len(lasts))],
+            [[curve[step] for curve, step in zip(by_step, lasts, strict=True)]],
+        )
     means = [math.fsum(group) / len(group) for group in values]
     few = mark if len(steps) <= 40 else ""
-    axes.plot(steps, means, label=label, linewidth=1.8, marker=few, markersize=3.5, **look(index))
-    if len(curves) > 1:
+    axes.plot(steps, means, label=label or None, linewidth=linewidth, marker=few, markersize=3.5, **look(index))
+    if len(curves) > 1 and band:
         low, high = [min(group) for group in values], [max(group) for group in values]
         axes.fill_between(steps, low, high, color=look(index)["color"], alpha=0.15, linewidth=0)
     return means

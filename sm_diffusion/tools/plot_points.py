@@ -15,8 +15,8 @@ Lines = dict[str, list[Point]]
 Read = Callable[[Mapping[str, Any]], float | None]  # of one run's results
 ACCURACY = ("pass@", "acc", "exact_match", "solved")
 _GENERATED = re.compile(r"gen/(ppl|entropy)(@[\d.e+-]+)?")
-# Rows that differ in a number at the end (of steps, of evaluations) are points of one line.
-_NUMBERED = re.compile(r"[_-]?(?:nfe|steps?|t|at)?[_-]?(?:\d+(?:[_/-]\d+)?|quarter|half|full)$")
+# Rows that differ in a number at the end (of steps, of evaluations), set apart from the name, are points of one line.
+_NUMBERED = re.compile(r"[_-](?:nfe|steps?|t|at)?[_-]?(?:\d+(?:[_/-]\d+)?|quarter|half|full)$", re.IGNORECASE)
 
 
 def family(row: Row) -> str:

@@ -110,6 +110,36 @@ def test_loss_curve_is_the_mean_over_seeds_at_shared_steps(tmp_path: Path, monke
     assert list(line.get_ydata()) == [4.0, 2.5]
 
 
+def test_rows_that_end_at_steps_of_their_own_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = drawn(monkeypatch)
+    soft = [{"val/nll": ([step], [value])} for step, value in ((90, 1.0), (110, 2.0))]
+    figures.loss_curves({"soft": soft}, tmp_path / "x.png")
+    (line,) = kept[0].axes[0].lines
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([100], [1.5])
+
+
+def test_training_losses_stand_for_validations_that_were_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = drawn(monkeypatch)
+    train = {"train/loss": ([10, 20], [4.0, 2.0])}
+    rows = {"begun": [train] * 4, "ended": [{**train, "val/nll": ([20], [1.0])}] * 4}
+    figures.loss_curves(rows, tmp_path / "x.png")
+    assert [list(line.get_ydata()) for line in kept[0].axes[0].lines] == [[4.0, 2.0], [4.0, 2.0], [1.0]]
+    assert [text.get_text() for text in kept[0].axes[0].get_legend().get_texts()] == ["begun", "ended"]
+    rows["ended"][0]["val/nll"] = ([10, 20], [2.0, 1.0])
+    figures.loss_curves(rows, tmp_path / "x.png")
+    assert [list(line.get_ydata()) for line in kept[1].axes[0].lines] == [[2.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("sm_t128", "sm"), ("binary_T8", "binary"), ("sm_nfe_1_4", "sm"), ("k1", "k1"), ("p10", "p10"), ("sm_half", "sm")],
+)
+def test_what_is_set_apart_from_a_name_is_a_point_of_its_line(name: str, line: str) -> None:
+    assert plot_points.family(Row(name, {})) == line
+
+
 def test_lines_differ_in_colour_and_dashes() -> None:
     looks = [(style["color"], str(style["linestyle"])) for style in map(figures.look, range(28))]
     assert len(set(looks)) == 28
