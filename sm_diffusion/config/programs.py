@@ -27,6 +27,7 @@ from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
 from sm_diffusion.evaluation.results import environment, read_json, sha256_of, write_json
 from sm_diffusion.training import ckpt_store
 from sm_diffusion.training.chat_datamodule import ChatDataModule
+from sm_diffusion.training.compiling import compile_blocks
 from sm_diffusion.training.module import DiffusionModule
 
 
@@ -49,6 +50,9 @@ def train(config: schema.TrainConfig) -> dict[str, Any]:
     )
     if config.init_from is not None:
         initialise(predictor, read_weights(config.init_from, weights=config.init_weights))
+    if config.trainer.compile:
+        count = compile_blocks(predictor, backend=config.trainer.compile_backend)
+        say(f"{config.name}: {count} blocks are compiled by the first step, which takes its time")
     module = build_module(
         config, predictor, validation_sequences=datamodule.meta.splits["validation"].sequences
     )

@@ -61,6 +61,9 @@ class TrainerConfig:
     num_nodes: int = 1
     deterministic: bool = False
     threads: int | None = None  # CPU threads; null: torch's choice
+    compile: bool = False  # torch.compile of the blocks: faster steps, minutes for the first one
+    compile_backend: str = "inductor"  # inductor | aot_eager | eager (the last two: to find faults)
+    profile: bool = False  # trace optimizer steps 3 to 5 into <output_dir>/profile
 
 
 @dataclass

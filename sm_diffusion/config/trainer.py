@@ -18,6 +18,7 @@ from sm_diffusion.training.background import Writer
 from sm_diffusion.training.callbacks import ComputeMeter, EMACallback, NonFiniteGuard, ValidationMetrics
 from sm_diffusion.training.final import FinalState
 from sm_diffusion.training.preemption import Preemption
+from sm_diffusion.training.profiling import Profile
 from sm_diffusion.training.progress import ProgressLine
 from sm_diffusion.training.strategies import SafeCheckpointIO
 from sm_diffusion.training.watchdog import Watchdog
@@ -115,6 +116,8 @@ def build_trainer(config: schema.TrainConfig, *, bytes_per_token: float) -> Buil
     ]
     if config.callbacks.ema.enabled:
         callbacks.insert(0, EMACallback(decay=config.callbacks.ema.decay, scope=config.callbacks.ema.scope))
+    if settings.profile:
+        callbacks.append(Profile(folder=folder / "profile"))
     callbacks += [
         Preemption(checkpoint=checkpoints / "last.ckpt", writer=writer),
         final,

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Iterator
 
 import torch
 
 from sm_diffusion.config import schema
+from sm_diffusion.training import profiling
 
 NAMES = ("single", "ddp", "fsdp", "deepspeed")
 BACKENDS = ("auto", "gloo", "nccl")
 DTYPES = ("float32", "bfloat16")
 LAYOUTS = ("consolidated", "sharded")
+COMPILE_BACKENDS = ("inductor", "aot_eager", "eager")  # the others debug or need packages
+COMPILERS = ("g++", "clang++")  # what inductor writes C++ for
 
 
 def strategy_problems(config: schema.TrainConfig) -> Iterator[str]:
@@ -32,8 +36,28 @@ def strategy_problems(config: schema.TrainConfig) -> Iterator[str]:
     yield from _processes(config, on_cpu=on_cpu)
     yield from _ignored(config)
     yield from _checkpoints(config)
+    yield from _compiled(config, on_cpu=on_cpu)
     if strategy.name == "deepspeed":
         yield from _deepspeed(config, on_cpu=on_cpu)
+
+
+def _compiled(config: schema.TrainConfig, *, on_cpu: bool) -> Iterator[str]:
+    trainer = config.trainer
+    first = profiling.SKIPPED_STEPS + profiling.TRACED_STEPS
+    if trainer.profile and trainer.max_steps < first:
+        yield f"trainer.profile=true: traces steps up to {first} of {trainer.max_steps}; set trainer.max_steps={first}"
+    if trainer.compile_backend not in COMPILE_BACKENDS:
+        choices = ", ".join(COMPILE_BACKENDS)
+        yield f"trainer.compile_backend={trainer.compile_backend}: unknown; choose one of {choices}"
+    if not trainer.compile:
+        return
+    if config.strategy.name == "deepspeed":
+        yield "trainer.compile=true: DeepSpeed's hooks do not fit compiled blocks; set strategy=fsdp or ddp"
+    if trainer.compile_backend == "inductor" and on_cpu and not any(map(shutil.which, COMPILERS)):
+        yield (
+            f"trainer.compile=true: needs a C++ compiler ({' or '.join(COMPILERS)}) on the CPU; "
+            "install one, or set trainer.compile=false"
+        )
 
 
 def _processes(config: schema.TrainConfig, *, on_cpu: bool) -> Iterator[str]:

@@ -20,6 +20,7 @@ smd convert merge runs/NAME/adapter full-model
 smd convert merge authors-adapter full-model --base Dream-org/Dream-v0-Instruct-7B
 smd convert export runs/NAME/checkpoints/last.ckpt weights.safetensors --weights ema
 smd convert import mdlm.ckpt ours.ckpt
+smd convert consolidate runs/NAME/checkpoints/last.ckpt one-file.ckpt
 smd convert push full-model me/dream-sm
 smd convert pull me/dream-sm full-model --revision COMMIT
 """
@@ -35,9 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             sub.add_argument(place)
         return sub
 
-    action("list", "what a checkpoint, an adapter folder or a model folder holds", "path").add_argument(
-        "--all", action="store_true", help="every tensor"
-    )
+    listing = action("list", "what a checkpoint, an adapter folder or a model folder holds", "path")
+    listing.add_argument("--all", action="store_true", help="every tensor")
     action("adapter", "adapter folder from one of our checkpoints", "checkpoint", "out")
     merge = action("merge", "adapter folder + its base -> a full model folder of safetensors", "adapter", "out")
     merge.add_argument("--base", help="folder or hub id; default: the one the adapter names")
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export = action("export", "our checkpoint -> safetensors with the published names", "checkpoint", "out")
     export.add_argument("--weights", choices=("ema", "raw"), default="ema")
     action("import", "a published MDLM or soft-masked checkpoint -> our layout, EMA too", "checkpoint", "out")
+    action("consolidate", "a checkpoint in shards -> the one file of every other strategy", "checkpoint", "out")
     push = action("push", "upload a folder to the Hugging Face hub", "folder", "repository")
     push.add_argument("--public", action="store_true", help="default: private")
     pull = action("pull", "download a model or adapter folder from the hub", "repository", "out")
@@ -65,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
             print(export(Path(args.checkpoint), _new(args.out), weights=args.weights))
         case "import":
             print(import_published(Path(args.checkpoint), _new(args.out)))
+        case "consolidate":
+            print(consolidate(Path(args.checkpoint), Path(args.out)))
         case "push":
             from sm_diffusion.denoisers.export import push_folder
 
@@ -73,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         case "pull":
             print(pull(args.repository, _new(args.out), revision=args.revision))
         case action:
-            raise UserError(f"{action}: choose list, adapter, merge, export, import, push or pull")
+            raise UserError(f"{action}: no such action; see smd convert --help")
     return 0
 
 
@@ -108,10 +111,8 @@ def merge(args: argparse.Namespace) -> str:
     return f"{folder} merged into {base} ({args.dtype}, {feedback}): {out}"
 
 
-TOKENIZER_FILES = (
-    "smd_model.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
-    "merges.txt", "chat_template.jinja",
-)
+TOKENIZER_FILES = ("smd_model.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES += ("vocab.json", "merges.txt", "chat_template.jinja")
 
 
 def _copy_tokenizer(adapter: Path, base: Path, out: Path) -> None:
@@ -184,6 +185,17 @@ def export(checkpoint: Path, out: Path, *, weights: str) -> str:
     with staged(out) as part:
         save_file(tensors, part, metadata={"format": "pt", "step": str(found.step), "weights": weights})
     return f"{len(tensors)} tensors ({weights} weights of step {found.step:,}) in {out}"
+
+
+def consolidate(checkpoint: Path, out: Path) -> str:
+    """A checkpoint in shards as the one file of every other strategy."""
+    from sm_diffusion.training import ckpt_store
+
+    if not (checkpoint / "tree.pt").is_file():
+        raise UserError(f"{checkpoint}: not a checkpoint in shards (callbacks.checkpoint.layout=sharded)")
+    _new(str(out)).parent.mkdir(parents=True, exist_ok=True)
+    ckpt_store.consolidate(checkpoint, out)
+    return str(out)
 
 
 def import_published(checkpoint: Path, out: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from datetime import timedelta
 
 import pytest
@@ -46,6 +47,9 @@ def test_shipped_strategies_are_accepted(strategy: str) -> None:
         (["strategy=ddp_cpu", "callbacks.checkpoint.layout=sharded"], "ddp writes one file; set strategy=fsdp"),
         (["callbacks.checkpoint.layout=tar"], "choose one of consolidated, sharded"),
         (["strategy.timeout_seconds=0"], "must be positive"),
+        (["trainer.compile_backend=xla"], "unknown; choose one of inductor, aot_eager, eager"),
+        (["trainer.compile=true", "strategy=deepspeed_cpu"], "do not fit compiled blocks; set strategy=fsdp or ddp"),
+        (["trainer.profile=true", "trainer.max_steps=5"], "traces steps up to 6 of 5; set trainer.max_steps=6"),
         (["strategy=deepspeed_zero3_offload"], "set strategy=deepspeed_cpu"),
         (["strategy=deepspeed_zero3", "peft=dora_r16"], "adapters are not written from ZeRO-3's slices"),
         (["strategy=deepspeed_zero2", "strategy.zero_stage=4"], "choose 1, 2 or 3"),
@@ -55,6 +59,12 @@ def test_what_does_not_combine_is_named_with_a_remedy(overrides: list[str], expe
     found = problems(*overrides)
     assert any(expected in line for line in found), found
     assert all("\n" not in line for line in found)
+
+
+def test_a_compiler_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert any("needs a C++ compiler (g++ or clang++)" in line for line in problems("trainer.compile=true"))
+    assert problems("trainer.compile=true", "trainer.compile_backend=aot_eager") == []
 
 
 def test_built_strategies_carry_their_settings() -> None:

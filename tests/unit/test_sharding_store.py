@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
+from sm_diffusion.tools import cli
 from sm_diffusion.training import ckpt_store
 from sm_diffusion.types import UserError
 
@@ -125,6 +126,14 @@ def test_a_folder_becomes_one_file(tmp_path: Path) -> None:
     ckpt_store.consolidate(tmp_path / "sharded.ckpt", tmp_path / "one.ckpt")
     assert same(torch.load(tmp_path / "one.ckpt", weights_only=True), tree(3.0))
     assert ckpt_store.shapes(tmp_path / "sharded.ckpt")["state_dict.predictor.weight"].shape == (4, 3)
+
+
+def test_consolidate_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(3.0, tmp_path / "sharded.ckpt", folder=True)
+    assert cli.main(["convert", "consolidate", str(tmp_path / "sharded.ckpt"), str(tmp_path / "new/one.ckpt")]) == 0
+    assert same(torch.load(tmp_path / "new/one.ckpt", weights_only=True), tree(3.0))
+    assert cli.main(["convert", "consolidate", str(tmp_path / "new/one.ckpt"), str(tmp_path / "two.ckpt")]) == 2
+    assert "one.ckpt: not a checkpoint in shards" in capsys.readouterr().err
 
 
 def test_unreadable_files_are_named_in_one_line(tmp_path: Path) -> None:

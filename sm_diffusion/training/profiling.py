@@ -1,0 +1,80 @@
+"""A trace of a few training steps, as a file that chrome://tracing and Perfetto open."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
+
+SKIPPED_STEPS, TRACED_STEPS = 3, 3  # the first ones allocate, compile and warm up
+LINES = 30
+
+
+class Profile(Callback):
+    """Optimizer steps SKIPPED_STEPS .. SKIPPED_STEPS + TRACED_STEPS - 1 of a run: `trace-rank<r>.json`, and the
+    operations that took longest in `summary-rank<r>.txt`.
+
+    folder: where to; made when it is needed.
+    """
+
+    def __init__(self, *, folder: Path) -> None:
+        self.folder = folder
+        self.files: list[Path] = []
+        self._profile: profile | None = None
+        self._step: record_function | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "3")  # else it writes of its own beginning and end
+        activities = [ProfilerActivity.CPU]
+        if pl_module.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        micro_steps = int(trainer.accumulate_grad_batches)
+        plan = schedule(
+            wait=(SKIPPED_STEPS - 1) * micro_steps, warmup=micro_steps, active=TRACED_STEPS * micro_steps, repeat=1
+        )
+        rank = trainer.global_rank
+        self._profile = profile(
+            activities=activities,
+            schedule=plan,
+            record_shapes=True,
+            profile_memory=True,
+            on_trace_ready=lambda traced: self._write(traced, rank),
+        )
+        self._profile.start()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._profile is not None:
+            self._profile.step()
+            if self.files:  # all is traced: the rest of the run shall not pay for it
+                self._stop()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._profile is not None:
+            self._profile.stop()
+            self._profile = None
+
+    def _write(self, traced: profile, rank: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        table = traced.key_averages().table(sort_by=order, row_limit=LINES)
+        for name, write in (
+            (f"trace-rank{rank}.json", lambda path: traced.export_chrome_trace(str(path))),
+            (f"summary-rank{rank}.txt", lambda path: path.write_text(str(table))),
+        ):
+            temporary = self.folder / f".{os.getpid()}-{name}"
+            write(temporary)
+            temporary.replace(self.folder / name)
+            self.files.append(self.folder / name)
