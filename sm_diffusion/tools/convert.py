@@ -111,8 +111,10 @@ def merge(args: argparse.Namespace) -> str:
     return f"{folder} merged into {base} ({args.dtype}, {feedback}): {out}"
 
 
-TOKENIZER_FILES = ("smd_model.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-TOKENIZER_FILES += ("vocab.json", "merges.txt", "chat_template.jinja")
+TOKENIZER_FILES = tuple(
+    "smd_model.json tokenizer.json tokenizer_config.json special_tokens_map.json vocab.json merges.txt "
+    "chat_template.jinja".split()
+)
 
 
 def _copy_tokenizer(adapter: Path, base: Path, out: Path) -> None:

@@ -15,5 +15,5 @@ def compile_blocks(predictor: Predictor, *, backend: str) -> int:
     """
     units = predictor.denoiser.shard_units()
     for unit in units:
-        unit.forward = torch.compile(unit.forward, backend=backend)  # type: ignore[method-assign]
+        unit.forward = torch.compile(unit.forward, backend=backend)
     return len(units)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,11 @@ class Profile(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = traced.key_averages().table(sort_by=order, row_limit=LINES)
-        for name, write in (
-            (f"trace-rank{rank}.json", lambda path: traced.export_chrome_trace(str(path))),
-            (f"summary-rank{rank}.txt", lambda path: path.write_text(str(table))),
-        ):
+        writers: dict[str, Callable[[Path], object]] = {
+            f"trace-rank{rank}.json": lambda path: traced.export_chrome_trace(str(path)),
+            f"summary-rank{rank}.txt": lambda path: path.write_text(str(table)),
+        }
+        for name, write in writers.items():
             temporary = self.folder / f".{os.getpid()}-{name}"
             write(temporary)
             temporary.replace(self.folder / name)
