@@ -111,10 +111,10 @@ def merge(args: argparse.Namespace) -> str:
     return f"{folder} merged into {base} ({args.dtype}, {feedback}): {out}"
 
 
-TOKENIZER_FILES = tuple(
-    "smd_model.json tokenizer.json tokenizer_config.json special_tokens_map.json vocab.json merges.txt "
-    "chat_template.jinja".split()
-)
+TOKENIZER_FILES = [
+    *("smd_model.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja"),
+]
 
 
 def _copy_tokenizer(adapter: Path, base: Path, out: Path) -> None:
@@ -194,7 +194,7 @@ def consolidate(checkpoint: Path, out: Path) -> str:
     from sm_diffusion.training import ckpt_store
 
     if not (checkpoint / "tree.pt").is_file():
-        raise UserError(f"{checkpoint}: not a checkpoint in shards (callbacks.checkpoint.layout=sharded)")
+        raise UserError(f"{checkpoint}: not a checkpoint in shards")
     _new(str(out)).parent.mkdir(parents=True, exist_ok=True)
     ckpt_store.consolidate(checkpoint, out)
     return str(out)
@@ -288,10 +288,7 @@ def _folder_text(path: Path, every: bool) -> str:
 def _shapes_of(files: list[Path]) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    found: dict[str, Any] = {}
-    for file in files:
-        found |= load_file(file)
-    return found
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def _tensors(named: Mapping[str, Any], every: bool) -> list[str]:
