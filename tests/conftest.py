@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 
-# Threads of one process: two workers of two threads on two cores would spend their time waiting for one another.
-THREADS = os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Threads of one process: two workers of two threads on two cores would spend their time waiting for one another. What
+# the first process sets its workers inherit: they must tell its choice from the user's.
+CHOSEN_HERE = "SMD_TEST_CHOSE_THREADS"
+if "OMP_NUM_THREADS" not in os.environ:
+    os.environ |= {"OMP_NUM_THREADS": "2", CHOSEN_HERE: "1"}
+if "PYTEST_XDIST_WORKER" in os.environ and CHOSEN_HERE in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+THREADS = os.environ["OMP_NUM_THREADS"]
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

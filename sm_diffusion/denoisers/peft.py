@@ -126,7 +126,7 @@ def quantize_4bit(lm: CausalLM) -> None:
     """Replace the linear maps of all layers by bitsandbytes' 4-bit NF4 ones with double quantisation (QLoRA,
     arXiv 2305.14314); embedding, head and norms stay. Moving the model to its device quantises the weights."""
     try:
-        layers: Any = importlib.import_module("bitsandbytes.nn")
+        layers: Any = importlib.import_module("bitsandbytes").nn
     except ImportError:
         raise UserError("peft.quantize needs bitsandbytes: pip install 'sm-diffusion[scale]'") from None
     device = lm.lm_head.weight.device
