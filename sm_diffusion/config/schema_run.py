@@ -49,6 +49,9 @@ class CallbacksConfig:
 # ------------------------------------------------------------------------------------- trainer, strategy, logger
 
 
+SKIPPED_STEPS, TRACED_STEPS = 3, 3  # of trainer.profile
+
+
 @dataclass
 class TrainerConfig:
     max_steps: int = MISSING  # optimizer steps

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from sm_diffusion.config import schema
 from sm_diffusion.config.build_data import micro_batch_sequences
+from sm_diffusion.config.schema_run import SKIPPED_STEPS, TRACED_STEPS
 from sm_diffusion.config.strategy import accelerator_of as accelerator_of
 from sm_diffusion.config.strategy import build_strategy
 from sm_diffusion.config.strategy import precision_of as precision_of
@@ -117,7 +118,7 @@ def build_trainer(config: schema.TrainConfig, *, bytes_per_token: float) -> Buil
     if config.callbacks.ema.enabled:
         callbacks.insert(0, EMACallback(decay=config.callbacks.ema.decay, scope=config.callbacks.ema.scope))
     if settings.profile:
-        callbacks.append(Profile(folder=folder / "profile"))
+        callbacks.append(Profile(folder=folder / "profile", skipped_steps=SKIPPED_STEPS, traced_steps=TRACED_STEPS))
     callbacks += [
         Preemption(checkpoint=checkpoints / "last.ckpt", writer=writer),
         final,

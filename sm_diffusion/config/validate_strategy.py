@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from sm_diffusion.config import schema
-from sm_diffusion.training import profiling
+from sm_diffusion.config.schema_run import SKIPPED_STEPS, TRACED_STEPS
 
 NAMES = ("single", "ddp", "fsdp", "deepspeed")
 BACKENDS = ("auto", "gloo", "nccl")
@@ -43,7 +43,7 @@ def strategy_problems(config: schema.TrainConfig) -> Iterator[str]:
 
 def _compiled(config: schema.TrainConfig, *, on_cpu: bool) -> Iterator[str]:
     trainer = config.trainer
-    first = profiling.SKIPPED_STEPS + profiling.TRACED_STEPS
+    first = SKIPPED_STEPS + TRACED_STEPS
     if trainer.profile and trainer.max_steps < first:
         yield f"trainer.profile=true: traces steps up to {first} of {trainer.max_steps}; set trainer.max_steps={first}"
     if trainer.compile_backend not in COMPILE_BACKENDS:

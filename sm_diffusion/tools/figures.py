@@ -112,10 +112,8 @@ def _seed_line(
     values = [[curve[step] for curve in by_step] for step in steps]
     if not steps:  # runs that end by a budget of compute end at steps of their own
         lasts = [max(curve) for curve in by_step]
-        steps, values = (
-            [round(sum(lasts) / len(lasts))],
-            [[curve[step] for curve, step in zip(by_step, lasts, strict=True)]],
-        )
+        steps = [round(sum(lasts) / len(lasts))]
+        values = [[curve[step] for curve, step in zip(by_step, lasts, strict=True)]]
     means = [math.fsum(group) / len(group) for group in values]
     few = mark if len(steps) <= 40 else ""
     axes.plot(steps, means, label=label or None, linewidth=linewidth, marker=few, markersize=3.5, **look(index))

@@ -10,24 +10,24 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch.profiler import ProfilerActivity, profile, record_function, schedule
+from torch.profiler import ProfilerActivity, profile, schedule
 
-SKIPPED_STEPS, TRACED_STEPS = 3, 3  # the first ones allocate, compile and warm up
 LINES = 30
 
 
 class Profile(Callback):
-    """Optimizer steps SKIPPED_STEPS .. SKIPPED_STEPS + TRACED_STEPS - 1 of a run: `trace-rank<r>.json`, and the
-    operations that took longest in `summary-rank<r>.txt`.
+    """Optimizer steps of a run: `trace-rank<r>.json`, and the operations that took longest in `summary-rank<r>.txt`.
 
-    folder: where to; made when it is needed.
+    folder:        where to; made when it is needed.
+    skipped_steps: not traced: the first ones allocate, compile and warm up; at least 1.
+    traced_steps:  traced, from there on.
     """
 
-    def __init__(self, *, folder: Path) -> None:
+    def __init__(self, *, folder: Path, skipped_steps: int, traced_steps: int) -> None:
         self.folder = folder
+        self.skipped_steps, self.traced_steps = skipped_steps, traced_steps
         self.files: list[Path] = []
         self._profile: profile | None = None
-        self._step: record_function | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         os.environ.setdefault("KINETO_LOG_LEVEL", "3")  # else it writes of its own beginning and end
@@ -35,9 +35,8 @@ class Profile(Callback):
         if pl_module.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
         micro_steps = int(trainer.accumulate_grad_batches)
-        plan = schedule(
-            wait=(SKIPPED_STEPS - 1) * micro_steps, warmup=micro_steps, active=TRACED_STEPS * micro_steps, repeat=1
-        )
+        waited, traced = (self.skipped_steps - 1) * micro_steps, self.traced_steps * micro_steps
+        plan = schedule(wait=waited, warmup=micro_steps, active=traced, repeat=1)
         rank = trainer.global_rank
         self._profile = profile(
             activities=activities,

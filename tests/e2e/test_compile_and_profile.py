@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sm_diffusion.config.schema_run import TRACED_STEPS
 from sm_diffusion.config.validate_strategy import COMPILERS
-from sm_diffusion.training import profiling
 from tests.helpers.runs import run
 
 SETTINGS = ("model.num_blocks=2", "trainer.log_every_steps=1", "trainer.val_every_steps=0")
@@ -43,7 +43,7 @@ def test_a_profile_holds_the_traced_steps(tmp_path: Path) -> None:
     run(tmp_path, "traced", *SETTINGS, "trainer.profile=true", "data.micro_batch_sequences=4")
     trace = json.loads((tmp_path / "traced/profile/trace-rank0.json").read_text())
     steps = {event["name"] for event in trace["traceEvents"] if event["name"].startswith("ProfilerStep#")}
-    assert len(steps) == profiling.TRACED_STEPS * 2  # two micro-batches an optimizer step
+    assert len(steps) == TRACED_STEPS * 2  # two micro-batches an optimizer step
     summary = (tmp_path / "traced/profile/summary-rank0.txt").read_text()
     assert "aten::mm" in summary
     assert "Optimizer.step#AdamW.step" in summary
