@@ -41,7 +41,7 @@ check: install ## ruff, mypy, every configuration, the links of the documents
 	@echo "== every configuration composes and is valid"
 	@$(BIN)/python -m pytest -q tests/config/test_shipped.py -k 'not two_steps'
 	@echo "== links"
-	@$(BIN)/python -m sm_diffusion.tools.links
+	@$(BIN)/python -m tests.helpers.links
 
 bench: install ## time and memory of a training step: plain, MDLM, soft-masked
 	@echo "== smd bench train"

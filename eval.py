@@ -11,7 +11,7 @@ from sm_diffusion.config.store import launch
 
 
 def run(config: EvalConfig) -> dict[str, Any]:
-    from sm_diffusion.config.evaluate import evaluate  # heavy: a mistyped key is reported before it
+    from sm_diffusion.app.evaluate import evaluate  # heavy: a mistyped key is reported before it
 
     return evaluate(config)
 

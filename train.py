@@ -12,7 +12,7 @@ from sm_diffusion.config.store import launch
 
 
 def run(config: TrainConfig) -> float:
-    from sm_diffusion.config.programs import train  # heavy: a mistyped key is reported before it
+    from sm_diffusion.app.train import train  # heavy: a mistyped key is reported before it
 
     return float(train(config)["metrics"]["val/nll"])  # what a sweep minimises
 

@@ -25,9 +25,9 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sm_diffusion.data.python_corpus import PythonCorpus  # noqa: E402
-from sm_diffusion.data.tokenizer import ByteTokenizer  # noqa: E402
-from sm_diffusion.denoisers.dit import DiT, DiTShape  # noqa: E402
+from sm_diffusion.data.corpora.python_corpus import PythonCorpus  # noqa: E402
+from sm_diffusion.data.tokenizers.base import ByteTokenizer  # noqa: E402
+from sm_diffusion.denoisers.dit.model import DiT, DiTShape  # noqa: E402
 from sm_diffusion.diffusion import mixing  # noqa: E402
 from sm_diffusion.diffusion.objective import MDLMObjective  # noqa: E402
 from sm_diffusion.diffusion.parameterization import Subs  # noqa: E402
@@ -35,7 +35,8 @@ from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftM
 from sm_diffusion.diffusion.schedule import LogLinear, StratifiedTimes  # noqa: E402
 from sm_diffusion.diffusion.soft_mask import SoftMask  # noqa: E402
 from sm_diffusion.evaluation.results import environment, write_json  # noqa: E402
-from sm_diffusion.tools import bench_backbone, bench_train  # noqa: E402
+from sm_diffusion.planning.benchmarks import backbone as bench_backbone  # noqa: E402
+from sm_diffusion.planning.benchmarks import train as bench_train  # noqa: E402
 from sm_diffusion.training import rng  # noqa: E402
 from sm_diffusion.types import Batch, Draws  # noqa: E402
 

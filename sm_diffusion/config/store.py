@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sm_diffusion.config import schema, schema_sampler, schema_scores
+from sm_diffusion.paths import CONF, ROOT
 from sm_diffusion.types import UserError
 
 # Lines of Hydra's and OmegaConf's reports that tell a user nothing.
@@ -33,8 +34,7 @@ _NOISE = ("object_type=", "reference_type=", "See https://", "To append to your 
 
 ONE_RUN = "SM_DIFFUSION_ONE_RUN"  # in hydra.job.env_set: not one of many jobs
 TYPED = "SM_DIFFUSION_TYPED"  # the words of the command line, for the jobs of a launcher, which have another one
-ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "conf"
+
 
 
 class ExperimentSearchPath(SearchPathPlugin):

@@ -10,13 +10,13 @@ from typing import Generic, Protocol, TypeVar, final
 import lightning.pytorch as pl
 import torch.distributed
 
+from sm_diffusion.data.corpora.base import TokenSource
 from sm_diffusion.data.loader import EvalLoader, LoaderSettings, TrainLoader, eval_loader
-from sm_diffusion.data.prepare import CacheMeta, TokenCache
-from sm_diffusion.data.sources import TokenSource
-from sm_diffusion.data.storage import CachedTokens, Place, Storage
-from sm_diffusion.data.stream import StreamLoader
-from sm_diffusion.data.tokenizer import TextTokenizer
-from sm_diffusion.data.tokenizer_spec import TokenizerSpec, build_tokenizer
+from sm_diffusion.data.stores.arrow_cache import CacheMeta, TokenCache
+from sm_diffusion.data.stores.base import CachedTokens, Place, Storage
+from sm_diffusion.data.stores.stream import StreamLoader
+from sm_diffusion.data.tokenizers.base import TextTokenizer
+from sm_diffusion.data.tokenizers.build import TokenizerSpec, build_tokenizer
 
 
 class SplitCounts(Protocol):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sm_diffusion.data.prepare import SequenceTable
-from sm_diffusion.data.sampler import GlobalBatchSampler, IndexedRow, eval_batches
+from sm_diffusion.data.order import GlobalBatchSampler, IndexedRow, eval_batches
+from sm_diffusion.data.stores.arrow_cache import SequenceTable
 from sm_diffusion.types import Batch, UserError
 
 _ORDER_KEYS = {"num_sequences": "the training text", "global_batch_sequences": "data.global_batch_sequences"}

@@ -10,7 +10,7 @@ from torch import Tensor
 from sm_diffusion.diffusion import packed
 from sm_diffusion.diffusion.masking import mask_tokens
 from sm_diffusion.diffusion.predictor import Predictor
-from sm_diffusion.diffusion.readout import NegLogLikelihood, positions_of
+from sm_diffusion.diffusion.readouts.base import NegLogLikelihood, positions_of
 from sm_diffusion.diffusion.schedule import NoiseSchedule, TimeSampler
 from sm_diffusion.types import NLL, Batch, Draws, LossOutput
 

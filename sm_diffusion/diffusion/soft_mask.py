@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sm_diffusion.diffusion.contracts import Readout
-from sm_diffusion.diffusion.readout import KeepLogits, Summarize
+from sm_diffusion.diffusion.readouts.base import KeepLogits, Summarize
 from sm_diffusion.types import DenseMixture, LogitsMemory, Memory, TokenMixture
 
 # The published start omega_s = 0 is logit(0) clamped by this much: sigmoid gives 1e-6 (authors' code).

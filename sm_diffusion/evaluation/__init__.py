@@ -1,0 +1,1 @@
+"""What is measured of a trained network, and results.json. Each evaluator gets a network and returns numbers."""

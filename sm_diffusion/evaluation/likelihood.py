@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sm_diffusion.diffusion.predictor import Predictor
-from sm_diffusion.diffusion.readout import NegLogLikelihood, positions_of
+from sm_diffusion.diffusion.readouts.base import NegLogLikelihood, positions_of
 from sm_diffusion.diffusion.schedule import NoiseSchedule
 from sm_diffusion.sampling import from_rows
 from sm_diffusion.types import NLL, UserError

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sm_diffusion.paths import ROOT
 from sm_diffusion.types import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     "torch",
     "lightning",

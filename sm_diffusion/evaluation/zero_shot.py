@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sm_diffusion.data.packing import wrap_documents
-from sm_diffusion.data.sources import Document
-from sm_diffusion.data.tokenizer import TextTokenizer
+from sm_diffusion.data.corpora.base import Document
+from sm_diffusion.data.stores.packing import wrap_documents
+from sm_diffusion.data.tokenizers.base import TextTokenizer
 from sm_diffusion.evaluation.base import EvalContext, EvalResult, Evaluator
 from sm_diffusion.evaluation.perplexity import perplexity_metrics
 from sm_diffusion.types import Batch, UserError

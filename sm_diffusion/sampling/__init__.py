@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sm_diffusion.sampling.ancestral import Ancestral, FirstHitting
-from sm_diffusion.sampling.blockwise import Blockwise
 from sm_diffusion.sampling.cache import CacheScope, DualCache, PrefixCache
 from sm_diffusion.sampling.canvas import Canvas, blank, from_prompts, from_rows
 from sm_diffusion.sampling.categorical import MEASURES, TokenSampling
-from sm_diffusion.sampling.confidence import ConfidenceOrder, Origin, RandomOrder, Threshold, Timetable
 from sm_diffusion.sampling.loop import Sampler, SamplerOutput
 from sm_diffusion.sampling.noise import Noise, RowNoise
-from sm_diffusion.sampling.policy import UnmaskPolicy
-from sm_diffusion.sampling.remdm import RemdmCap, RemdmConf, RemdmLoop, RemdmRescale
+from sm_diffusion.sampling.orders.ancestral import Ancestral, FirstHitting
+from sm_diffusion.sampling.orders.base import UnmaskPolicy
+from sm_diffusion.sampling.orders.blockwise import Blockwise
+from sm_diffusion.sampling.orders.confidence import ConfidenceOrder, Origin, RandomOrder, Threshold, Timetable
+from sm_diffusion.sampling.orders.remdm import RemdmCap, RemdmConf, RemdmLoop, RemdmRescale
 from sm_diffusion.types import UserError
 
 POLICIES: Mapping[str, type[UnmaskPolicy]] = {

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sm_diffusion.diffusion.contracts import Readout
 from sm_diffusion.diffusion.predictor import Predictor
-from sm_diffusion.diffusion.readout import KeepLogits
+from sm_diffusion.diffusion.readouts.base import KeepLogits
 from sm_diffusion.types import Memory, UserError
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sm_diffusion.diffusion.chunked import row_dots
-from sm_diffusion.diffusion.scratch import GROUP
+from sm_diffusion.diffusion.readouts.chunked import row_dots
+from sm_diffusion.diffusion.readouts.scratch import GROUP
 from sm_diffusion.types import UserError
 
 _SORT_ROWS = 32  # rows sorted at once: a sorted copy of a whole chunk would double it

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sm_diffusion.diffusion.parameterization import NEGATIVE
 from sm_diffusion.diffusion.predictor import Predictor
-from sm_diffusion.diffusion.readout import KeepLogits, Summarize
+from sm_diffusion.diffusion.readouts.base import KeepLogits, Summarize
 from sm_diffusion.types import LogitsMemory, Memory
 
 

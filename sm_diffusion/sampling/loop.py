@@ -19,17 +19,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sm_diffusion.diffusion.draw import Draw, Drawn
 from sm_diffusion.diffusion.predictor import Predictor
+from sm_diffusion.diffusion.readouts.draw import Draw, Drawn
 from sm_diffusion.diffusion.schedule import NoiseSchedule
 from sm_diffusion.diffusion.soft_mask import ConstantStrength, StrengthSchedule
-from sm_diffusion.sampling.blockwise import Blockwise
 from sm_diffusion.sampling.cache import CacheRun, CacheScope, Pass, keep_old
 from sm_diffusion.sampling.canvas import Canvas
 from sm_diffusion.sampling.categorical import InverseCdf, MostProbable, SampleRule, TokenSampling
 from sm_diffusion.sampling.feedback import Feedback, feedback_of
 from sm_diffusion.sampling.noise import Noise, StepNoise
-from sm_diffusion.sampling.policy import Proposal, State, UnmaskPolicy
+from sm_diffusion.sampling.orders.base import Proposal, State, UnmaskPolicy
+from sm_diffusion.sampling.orders.blockwise import Blockwise
 from sm_diffusion.sampling.trajectory import STATES, Frame, Trajectory, make_frame
 from sm_diffusion.types import UserError
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from sm_diffusion.training.sharding import local_part, placed_like
-from sm_diffusion.training.zero_shards import full_of, is_partitioned
+from sm_diffusion.training.strategies.sharding import local_part, placed_like
+from sm_diffusion.training.strategies.zero_shards import full_of, is_partitioned
 
 
 class ExponentialMovingAverage:

@@ -15,10 +15,10 @@ from sm_diffusion.diffusion.objective import Objective
 from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.training import rng
 from sm_diffusion.training.optim import OptimSettings, make_optimizer
-from sm_diffusion.training.sharding import reshard, whole
-from sm_diffusion.training.strategies import ShardedStrategy
-from sm_diffusion.training.zero import ZeroStrategy
-from sm_diffusion.training.zero_shards import gathered
+from sm_diffusion.training.strategies.base import ShardedStrategy
+from sm_diffusion.training.strategies.sharding import reshard, whole
+from sm_diffusion.training.strategies.zero import ZeroStrategy
+from sm_diffusion.training.strategies.zero_shards import gathered
 from sm_diffusion.types import Batch, Draws, LossOutput, UserError
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from sm_diffusion.diffusion.predictor import SoftMaskPredictor
+from sm_diffusion.training.feedback_window import StepWindow
 from sm_diffusion.training.module import DiffusionModule
-from sm_diffusion.training.window import StepWindow
 
 
 class MDLMModule(DiffusionModule):

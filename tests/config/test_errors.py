@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sm_diffusion.app.validate import validate_train
 from sm_diffusion.config.store import ROOT, compose_config
-from sm_diffusion.config.validate import validate_train
 from sm_diffusion.types import UserError
 from tests.helpers.runs import overrides, run
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from sm_diffusion.data.chat_cache import as_rows
-from sm_diffusion.data.chat_collate import ChatSample
-from sm_diffusion.data.chat_rows import PackedRows, PaddedRows
+from sm_diffusion.data.chat.cache import as_rows
+from sm_diffusion.data.chat.collate import ChatSample
+from sm_diffusion.data.chat.rows import PackedRows, PaddedRows
 from sm_diffusion.data.loader import LoaderSettings, TrainLoader, table_loader
-from sm_diffusion.data.storage import (
+from sm_diffusion.data.stores.base import (
     CachedTokens,
     MixedTokens,
     Place,
@@ -26,8 +26,8 @@ from sm_diffusion.data.storage import (
     Storage,
     StreamedTokens,
 )
-from sm_diffusion.data.stream import StreamLoader, StreamSettings
-from sm_diffusion.data.tokenizer import ByteTokenizer
+from sm_diffusion.data.stores.stream import StreamLoader, StreamSettings
+from sm_diffusion.data.tokenizers.base import ByteTokenizer
 from sm_diffusion.types import Batch
 from tests.helpers.data import file_corpus, write_openwebtext
 

@@ -60,7 +60,7 @@ def _omegas_over_steps(rank: int, port: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo")
     from torch.nn.parallel import DistributedDataParallel
 
-    from sm_diffusion.denoisers.dit import DiT, DiTShape
+    from sm_diffusion.denoisers.dit.model import DiT, DiTShape
     from sm_diffusion.diffusion import mixing
     from sm_diffusion.diffusion.objective import MDLMObjective
     from sm_diffusion.diffusion.parameterization import Subs

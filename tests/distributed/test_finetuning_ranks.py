@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sm_diffusion.denoisers import peft
-from sm_diffusion.denoisers.loading import open_backbone
+from sm_diffusion.cli import main as cli
+from sm_diffusion.denoisers.adapters import peft
+from sm_diffusion.denoisers.pretrained.loading import open_backbone
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import SoftMaskPredictor
-from sm_diffusion.tools import cli
 from tests.e2e.test_finetuning import generated
 from tests.helpers.chats import overrides
 

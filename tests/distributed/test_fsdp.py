@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sm_diffusion.training import ckpt_store
+from sm_diffusion.training.checkpoints import store as ckpt_store
 from tests.helpers.ranks import Jobs, run_on_ranks
 from tests.helpers.strategies import (
     STEPS,

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from sm_diffusion.training import ckpt_store
-from sm_diffusion.training.preemption import PREEMPTED
+from sm_diffusion.training.callbacks.preemption import PREEMPTED
+from sm_diffusion.training.checkpoints import store as ckpt_store
 from sm_diffusion.types import UserError
 from tests.e2e.test_training import assert_same_checkpoint
 from tests.helpers.ranks import launch

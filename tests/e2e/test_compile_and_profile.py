@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sm_diffusion.app.validate_strategy import COMPILERS
 from sm_diffusion.config.schema_run import TRACED_STEPS
-from sm_diffusion.config.validate_strategy import COMPILERS
 from tests.helpers.runs import run
 
 SETTINGS = ("model.num_blocks=2", "trainer.log_every_steps=1", "trainer.val_every_steps=0")

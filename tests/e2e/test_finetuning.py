@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sm_diffusion.config.build import build_predictor
-from sm_diffusion.config.programs import train
+from sm_diffusion.app.build import build_predictor
+from sm_diffusion.app.train import train
+from sm_diffusion.cli import main as cli
 from sm_diffusion.config.store import compose_config
-from sm_diffusion.denoisers import peft
-from sm_diffusion.denoisers.convert import load_into, read_weights
-from sm_diffusion.denoisers.loading import open_backbone
+from sm_diffusion.denoisers.adapters import peft
+from sm_diffusion.denoisers.checkpoints.weights import load_into, read_weights
+from sm_diffusion.denoisers.pretrained.loading import open_backbone
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
 from sm_diffusion.sampling import (
@@ -30,7 +31,6 @@ from sm_diffusion.sampling import (
     TokenSampling,
     from_prompts,
 )
-from sm_diffusion.tools import cli
 from sm_diffusion.types import UserError
 from tests.helpers.chats import BYTE_MASK, BYTE_VOCAB, overrides, write_base, write_chats
 
@@ -217,7 +217,7 @@ def test_a_missing_package_is_told_before_anything_is_loaded(
 ) -> None:
     arguments = overrides(root, f"without-{package}", option)
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr("sm_diffusion.config.programs.build_datamodule", None)
+    monkeypatch.setattr("sm_diffusion.app.train.build_datamodule", None)
     with pytest.raises(UserError, match=message) as caught:
         train(compose_config("train", arguments))
     assert "\n" not in str(caught.value)

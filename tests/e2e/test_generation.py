@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 import sm_diffusion
-from sm_diffusion.config.evaluate import evaluate
+from sm_diffusion.app.evaluate import evaluate
+from sm_diffusion.app.validate import validate_eval
+from sm_diffusion.cli import main as cli
 from sm_diffusion.config.store import CONF, compose_config
-from sm_diffusion.config.validate import validate_eval
-from sm_diffusion.evaluation.generations import GenerationCache
-from sm_diffusion.tools import cli
+from sm_diffusion.evaluation.generation.samples import GenerationCache
 from sm_diffusion.types import UserError
 from tests.helpers.runs import run
 from tests.unit.test_generation_scores import save_tiny_judge
@@ -152,8 +152,8 @@ def test_the_command_scores_a_frontier_with_mauve(
 
 
 def test_samples_of_other_ranks_join(root: Path, checkpoint: Path, model: Any) -> None:
-    from sm_diffusion.config.load import named_sampler
-    from sm_diffusion.evaluation.generations import generate_into
+    from sm_diffusion.app.load import named_sampler
+    from sm_diffusion.evaluation.generation.samples import generate_into
 
     settings = named_sampler("remdm_cap", ["sampler.num_steps=4"])
     found = []

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from sm_diffusion.cli import main as cli
+from sm_diffusion.evaluation.harness.adapter import register
 from sm_diffusion.evaluation.likelihood import MonteCarloLikelihood
-from sm_diffusion.evaluation.lm_eval_adapter import register
-from sm_diffusion.tools import cli
 from sm_diffusion.types import UserError
 from tests.helpers.harness import TASKS, write_tasks
 from tests.helpers.templates import write_model

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import sm_diffusion
-from sm_diffusion.config.programs import train
+from sm_diffusion.app.train import train
+from sm_diffusion.cli import main as cli
 from sm_diffusion.config.store import compose_config
-from sm_diffusion.data.chat import PlainChat, TemplateChat
-from sm_diffusion.data.tokenizer import ByteTokenizer
+from sm_diffusion.data.chat.tokenizers import PlainChat, TemplateChat
+from sm_diffusion.data.tokenizers.base import ByteTokenizer
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, SoftMaskPredictor
-from sm_diffusion.tools import cli
 from sm_diffusion.types import UserError
 from tests.helpers import chats, runs
 from tests.helpers.templates import MASK, TURN, tiny_template_tokenizer, write_model

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sm_diffusion.tools import ROOT
+from sm_diffusion.paths import ROOT
 from tests.helpers.runs import write_corpus
 
 TRAINING, EVALUATION = ("mini_ablation_top_k", "binary"), ("mini_ablation_iso_compute", "binary")
@@ -39,7 +39,7 @@ class Command:
         # The evaluation's plan asks how the training stands, so both are given the same settings.
         words = [*TINY, f"data.paths=[{self.root / 'corpus'}]", f"data.cache_dir={self.root / 'cache'}"]
         words += [] if (experiment, row) == TRAINING else ["accelerator=cpu", "batch_sequences=2"]
-        command = [sys.executable, "-m", "sm_diffusion.tools.cli", "run", experiment, "--only", row]
+        command = [sys.executable, "-m", "sm_diffusion.cli.main", "run", experiment, "--only", row]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
             [*command, "--runs", str(self.runs), *words], cwd=self.root, env=environment, start_new_session=True
@@ -61,7 +61,7 @@ class Command:
         return found
 
     def table(self) -> str:
-        command = [sys.executable, "-m", "sm_diffusion.tools.cli", "table", EVALUATION[0], "--runs", str(self.runs)]
+        command = [sys.executable, "-m", "sm_diffusion.cli.main", "table", EVALUATION[0], "--runs", str(self.runs)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=self.root, env=environment, check=True, capture_output=True, text=True)
         return done.stdout

@@ -11,21 +11,21 @@ from typing import Any
 
 import pytest
 
-from sm_diffusion.config.build_sampler import build_sampler, sampler_problems, with_total_steps
-from sm_diffusion.config.evaluate import evaluate
-from sm_diffusion.config.load_answering import build_codec, load_answering
-from sm_diffusion.config.programs import train
+from sm_diffusion.app.build_sampler import build_sampler, sampler_problems, with_total_steps
+from sm_diffusion.app.evaluate import evaluate
+from sm_diffusion.app.load_answering import build_codec, load_answering
+from sm_diffusion.app.train import train
+from sm_diffusion.app.validate import validate_eval
+from sm_diffusion.app.validate_scores import scores_problems
 from sm_diffusion.config.schema_sampler import ConfidenceConfig, ThresholdConfig
 from sm_diffusion.config.schema_scores import ExecutorConfig, ScoresConfig
 from sm_diffusion.config.store import compose_config
-from sm_diffusion.config.validate import validate_eval
-from sm_diffusion.config.validate_scores import scores_problems
-from sm_diffusion.denoisers import peft
-from sm_diffusion.evaluation import answers as answers_module
-from sm_diffusion.evaluation.answers import AnswerPlan, AnswerStore, make_answers
-from sm_diffusion.evaluation.code_exec import Executor
-from sm_diffusion.evaluation.code_tasks import build_task
-from sm_diffusion.evaluation.score_table import differences
+from sm_diffusion.denoisers.adapters import peft
+from sm_diffusion.evaluation.benchmarks import answers as answers_module
+from sm_diffusion.evaluation.benchmarks.answers import AnswerPlan, AnswerStore, make_answers
+from sm_diffusion.evaluation.benchmarks.table import differences
+from sm_diffusion.evaluation.benchmarks.tasks import build_task
+from sm_diffusion.evaluation.execution.executor import Executor
 from sm_diffusion.types import UserError
 from tests.helpers.chats import overrides
 from tests.unit.test_tasks_data import HUMANEVAL
@@ -282,7 +282,7 @@ def test_every_kind_of_sampler(root: Path, checkpoint: Path, data: Path, extra: 
 @pytest.mark.slow
 def test_folders_give_the_answers_of_the_checkpoint(root: Path, checkpoint: Path, data: Path) -> None:
     """An adapter folder on its base, and the merged model: the same texts as the run's checkpoint."""
-    from sm_diffusion.tools import cli
+    from sm_diffusion.cli import main as cli
 
     assert cli.main(["convert", "merge", str(root / "soft/adapter"), str(root / "full"), "--dtype", "float32"]) == 0
     assert peft.read_soft_mask(root / "full") is not None

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from sm_diffusion.config.evaluate import evaluate
+from sm_diffusion.app.evaluate import evaluate
 from sm_diffusion.config.store import compose_config
-from sm_diffusion.denoisers.convert import read_weights
+from sm_diffusion.denoisers.checkpoints.weights import read_weights
 from sm_diffusion.types import UserError
 from tests.helpers.runs import overrides, run
 

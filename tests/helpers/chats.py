@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from sm_diffusion.denoisers.export import export_folder
+from sm_diffusion.denoisers.pretrained.export import export_folder
 from tests.helpers.qwen import tiny_qwen
 
 BYTE_VOCAB, BYTE_MASK = 258, 257

@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sm_diffusion.data.corpora.base import Document, TokenSource
 from sm_diffusion.data.loader import LoaderSettings
-from sm_diffusion.data.sources import Document, TokenSource
-from sm_diffusion.data.tokenizer import ByteTokenizer
-from sm_diffusion.data.tokenizer_spec import TokenizerSpec
+from sm_diffusion.data.tokenizers.base import ByteTokenizer
+from sm_diffusion.data.tokenizers.build import TokenizerSpec
 
 if TYPE_CHECKING:
-    from sm_diffusion.data.corpus import FileCorpus
+    from sm_diffusion.data.corpora.file_corpus import FileCorpus
     from sm_diffusion.data.datamodule import TokenDataModule
-    from sm_diffusion.data.sharded import ShardPreparer
+    from sm_diffusion.data.stores.shard_preparer import ShardPreparer
 
 BYTES = TokenizerSpec(kind="byte")
 LOADER = LoaderSettings(
@@ -131,9 +131,9 @@ def write_openwebtext(folder: Path, *, files: int = 3, documents: int = 20) -> P
 
 def file_corpus(folder: Path | str, *, record_filter: dict[str, object] | None = None, **changes: object) -> FileCorpus:
     """A corpus of a local folder: parquet and jsonl, the last 10 records for validation, 10 rows a shard."""
-    from sm_diffusion.data.corpus import CorpusFiles, FileCorpus
-    from sm_diffusion.data.filters import RecordFilter
-    from sm_diffusion.data.hub import LocalFolder
+    from sm_diffusion.data.corpora.file_corpus import CorpusFiles, FileCorpus
+    from sm_diffusion.data.corpora.filters import RecordFilter
+    from sm_diffusion.data.corpora.hub import LocalFolder
 
     own = {name: changes.pop(name) for name in ("deduplicate", "add_eos") if name in changes}
     files = {
@@ -153,7 +153,7 @@ def file_corpus(folder: Path | str, *, record_filter: dict[str, object] | None =
 
 def shard_preparer(corpus: FileCorpus, cache_dir: Path, *, max_fault_share: float = 1.0) -> ShardPreparer:
     """Bytes, length 16."""
-    from sm_diffusion.data.sharded import ShardPreparer
+    from sm_diffusion.data.stores.shard_preparer import ShardPreparer
 
     return ShardPreparer(
         source=corpus, tokenizer=ByteTokenizer(), length=16, cache_dir=cache_dir, max_fault_share=max_fault_share

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from sm_diffusion.training import ckpt_store
+from sm_diffusion.training.checkpoints import store as ckpt_store
 from sm_diffusion.training.module import DiffusionModule
 from sm_diffusion.types import UserError
 from tests.helpers.ranks import fork_ranks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from sm_diffusion.denoisers.hf import HFDenoiser
+from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
 from tests.helpers.golden import Golden
 
 VOCAB, WIDTH, MASK, PAD = 151, 64, 150, 149

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sm_diffusion.denoisers.convert import Weights, read_weights
-from sm_diffusion.training import ckpt_store
+from sm_diffusion.denoisers.checkpoints.weights import Weights, read_weights
+from sm_diffusion.training.checkpoints import store as ckpt_store
 from tests.helpers.ranks import recorded
 from tests.helpers.runs import run
 

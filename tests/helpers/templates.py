@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sm_diffusion.denoisers.export import export_folder
+from sm_diffusion.denoisers.pretrained.export import export_folder
 from tests.helpers.qwen import tiny_qwen
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|mask|>"]

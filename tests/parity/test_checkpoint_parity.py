@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sm_diffusion.denoisers.convert import dit_shape, load_into, read_weights
-from sm_diffusion.denoisers.dit import DiT
+from sm_diffusion.denoisers.checkpoints.weights import dit_shape, load_into, read_weights
+from sm_diffusion.denoisers.dit.model import DiT
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.parameterization import Subs
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
-from sm_diffusion.diffusion.readout import Logits, Summarize
+from sm_diffusion.diffusion.readouts.base import Logits, Summarize
 from sm_diffusion.diffusion.soft_mask import SoftMask
 from tests.helpers.golden import GOLDEN, Golden, assert_close
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sm_diffusion.denoisers.dit import DiT, DiTShape
-from sm_diffusion.denoisers.dit_layers import rotary_tables
+from sm_diffusion.denoisers.dit.layers import rotary_tables
+from sm_diffusion.denoisers.dit.model import DiT, DiTShape
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.contracts import DenoiserInput
 from sm_diffusion.diffusion.parameterization import Subs
-from sm_diffusion.diffusion.readout import Logits
+from sm_diffusion.diffusion.readouts.base import Logits
 from sm_diffusion.types import DenseMixture, TokenMixture
 from tests.helpers.golden import GOLDEN, Golden, assert_close, tiny_dit
 

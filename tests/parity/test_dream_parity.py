@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sm_diffusion.denoisers.transparency import TransparencyConfig
+from sm_diffusion.denoisers.adapters.transparency import TransparencyConfig
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import SoftMaskPredictor
-from sm_diffusion.diffusion.readout import Logits, positions_of
+from sm_diffusion.diffusion.readouts.base import Logits, positions_of
 from sm_diffusion.diffusion.soft_mask import SoftMaskBase
 from tests.helpers.golden import Golden, assert_close
 from tests.helpers.qwen import MASK, golden_dream

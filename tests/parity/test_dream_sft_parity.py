@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sm_diffusion.data.chat_collate import ChatSample, collate
+from sm_diffusion.data.chat.collate import ChatSample, collate
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
-from sm_diffusion.diffusion.readout import Logits
+from sm_diffusion.diffusion.readouts.base import Logits
 from sm_diffusion.diffusion.sft import FirstRowTime, SFTObjective
 from sm_diffusion.diffusion.soft_mask import FullVocabularySoftMask, SoftMask
 from sm_diffusion.types import Batch, Draws

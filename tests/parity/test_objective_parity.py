@@ -10,7 +10,7 @@ from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.masking import mask_tokens
 from sm_diffusion.diffusion.objective import Noised, denoising_loss
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
-from sm_diffusion.diffusion.readout import Logits, NegLogLikelihood
+from sm_diffusion.diffusion.readouts.base import Logits, NegLogLikelihood
 from sm_diffusion.diffusion.schedule import LogLinear, StratifiedTimes
 from sm_diffusion.diffusion.soft_mask import FullVocabularySoftMask, SoftMask, SoftMaskBase
 from sm_diffusion.types import Draws, LossOutput

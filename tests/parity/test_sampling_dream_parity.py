@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sm_diffusion.denoisers.transparency import TransparencyConfig
+from sm_diffusion.denoisers.adapters.transparency import TransparencyConfig
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
 from sm_diffusion.diffusion.soft_mask import ConstantStrength, LinearStrength
@@ -23,11 +23,11 @@ from sm_diffusion.sampling import (
     Timetable,
     TokenSampling,
     UnmaskPolicy,
-    confidence,
     from_prompts,
 )
 from sm_diffusion.sampling.loop import SamplerOutput
 from sm_diffusion.sampling.noise import StepNoise
+from sm_diffusion.sampling.orders import confidence
 from tests.helpers.golden import Golden, assert_close
 from tests.helpers.qwen import MASK, golden_dream
 

@@ -10,11 +10,11 @@ from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
 from sm_diffusion.diffusion.soft_mask import SoftMask
 from sm_diffusion.sampling import Ancestral, Canvas, RemdmCap, RemdmLoop, RowNoise, Sampler, TokenSampling
-from sm_diffusion.sampling.ancestral import TransitionPolicy, transition_probs
 from sm_diffusion.sampling.categorical import nucleus_
 from sm_diffusion.sampling.loop import SamplerOutput
-from sm_diffusion.sampling.policy import State
-from sm_diffusion.sampling.published import PublishedRace, Race, exponential
+from sm_diffusion.sampling.orders.ancestral import TransitionPolicy, transition_probs
+from sm_diffusion.sampling.orders.base import State
+from sm_diffusion.sampling.reference.published import PublishedRace, Race, exponential
 from sm_diffusion.sampling.trajectory import STATES
 from tests.helpers.golden import Golden, assert_close, tiny_dit
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sm_diffusion.tools import bench_backbone, cli
+from sm_diffusion.cli import main as cli
+from sm_diffusion.planning.benchmarks import backbone as bench_backbone
 
 NEW, BLOCK = 8, 4
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from sm_diffusion.training import ckpt_store
-from sm_diffusion.training.background import Writer
-from sm_diffusion.training.strategies import SafeCheckpointIO
-from sm_diffusion.training.tree import snapshot
+from sm_diffusion.training.checkpoints import store as ckpt_store
+from sm_diffusion.training.checkpoints.gather import snapshot
+from sm_diffusion.training.checkpoints.writer import Writer
+from sm_diffusion.training.strategies.base import SafeCheckpointIO
 from sm_diffusion.types import UserError
 from tests.helpers.runs import run
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sm_diffusion.denoisers.dit import DiT, DiTShape
+from sm_diffusion.denoisers.dit.model import DiT, DiTShape
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.objective import MDLMObjective, Noised, denoising_loss
 from sm_diffusion.diffusion.parameterization import Subs
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
-from sm_diffusion.diffusion.readout import Logits
+from sm_diffusion.diffusion.readouts.base import Logits
 from sm_diffusion.diffusion.schedule import Cosine, Linear, LogLinear, NoiseSchedule, StratifiedTimes
 from sm_diffusion.diffusion.soft_mask import SoftMask, remember
 from sm_diffusion.types import Batch, Draws

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from sm_diffusion.data.chat import ChatFiles, PlainChat
-from sm_diffusion.data.chat_cache import as_rows, prepare_chat
-from sm_diffusion.data.chat_collate import ChatSample
-from sm_diffusion.data.chat_mixes import ChatMix, MessageFiles
-from sm_diffusion.data.chat_rows import PaddedRows
-from sm_diffusion.data.hub import LocalFolder
+from sm_diffusion.data.chat.cache import as_rows, prepare_chat
+from sm_diffusion.data.chat.collate import ChatSample
+from sm_diffusion.data.chat.mixes import ChatMix, MessageFiles
+from sm_diffusion.data.chat.python_chat import functions_of
+from sm_diffusion.data.chat.rows import PaddedRows
+from sm_diffusion.data.chat.tokenizers import ChatFiles, PlainChat
+from sm_diffusion.data.corpora.hub import LocalFolder
 from sm_diffusion.data.loader import LoaderSettings, TrainLoader, eval_loader, table_loader
-from sm_diffusion.data.python_chat import functions_of
-from sm_diffusion.data.tokenizer import ByteTokenizer
+from sm_diffusion.data.tokenizers.base import ByteTokenizer
 from sm_diffusion.types import Batch, UserError
 from tests.helpers.chats import write_chats
 from tests.helpers.data import write_jsonl

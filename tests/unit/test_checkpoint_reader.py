@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from sm_diffusion.denoisers.ckpt_reader import Archive, load_tensors
-from sm_diffusion.denoisers.convert import load_into, read_weights
+from sm_diffusion.denoisers.checkpoints.reader import Archive, load_tensors
+from sm_diffusion.denoisers.checkpoints.weights import load_into, read_weights
 from sm_diffusion.types import UserError
 from tests.helpers.golden import GOLDEN
 

@@ -9,9 +9,9 @@ from fractions import Fraction
 
 import pytest
 
-from sm_diffusion.evaluation import code_exec
-from sm_diffusion.evaluation.code_exec import STATUSES, Checks, ExecutionLimits, Executor, Job
-from sm_diffusion.evaluation.exec_rpc import decode, encode
+from sm_diffusion.evaluation.execution import executor as code_exec
+from sm_diffusion.evaluation.execution.executor import STATUSES, Checks, ExecutionLimits, Executor, Job
+from sm_diffusion.evaluation.execution.rpc import decode, encode
 from sm_diffusion.types import UserError
 
 QUICK = ExecutionLimits(cpu_seconds=5, wall_seconds=15, memory_mb=512)

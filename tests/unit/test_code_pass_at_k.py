@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from sm_diffusion.evaluation.pass_at_k import mean_pass_at_k, pass_at_k
+from sm_diffusion.evaluation.benchmarks.pass_at_k import mean_pass_at_k, pass_at_k
 from sm_diffusion.types import UserError
 
 

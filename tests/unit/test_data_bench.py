@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sm_diffusion.tools import bench_data
-from sm_diffusion.tools.cli import main
+from sm_diffusion.cli.main import main
+from sm_diffusion.planning.benchmarks import data as bench_data
 
 FOUND = {
     "tokenizer": "BPE of 8,192",

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sm_diffusion.config.build_data import build_datamodule
+from sm_diffusion.app.build_data import build_datamodule
 from sm_diffusion.config.store import compose_config
-from sm_diffusion.data.chat_mixes import ChatMix, MessageFiles
-from sm_diffusion.data.detokenize import DETOKENIZERS
-from sm_diffusion.data.hub import HubRepository, LocalFolder
-from sm_diffusion.data.mixture import MixtureTable
-from sm_diffusion.data.shards import read_manifest
+from sm_diffusion.data.chat.mixes import ChatMix, MessageFiles
+from sm_diffusion.data.corpora.detokenize import DETOKENIZERS
+from sm_diffusion.data.corpora.hub import HubRepository, LocalFolder
+from sm_diffusion.data.stores.mixture import MixtureTable
+from sm_diffusion.data.stores.shard_format import read_manifest
 from sm_diffusion.types import UserError
 from tests.helpers.data import (
     document,

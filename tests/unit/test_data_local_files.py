@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sm_diffusion.data import digests
-from sm_diffusion.data.chat_mixes import ChatMix, MessageFiles
-from sm_diffusion.data.corpus import CorpusFiles, FileCorpus
-from sm_diffusion.data.filters import RecordFilter
-from sm_diffusion.data.hub import LocalFolder
+from sm_diffusion.data.chat.mixes import ChatMix, MessageFiles
+from sm_diffusion.data.corpora import file_digests as digests
+from sm_diffusion.data.corpora.file_corpus import CorpusFiles, FileCorpus
+from sm_diffusion.data.corpora.filters import RecordFilter
+from sm_diffusion.data.corpora.hub import LocalFolder
 from sm_diffusion.types import UserError
 from tests.helpers.data import one_line, shard_preparer, write_jsonl
 

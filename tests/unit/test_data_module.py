@@ -11,12 +11,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from sm_diffusion.data.corpora.base import TextFiles
 from sm_diffusion.data.datamodule import TokenDataModule
 from sm_diffusion.data.loader import LoaderSettings, TrainLoader
-from sm_diffusion.data.prepare import prepare_tokens
-from sm_diffusion.data.sampler import GlobalBatchSampler
-from sm_diffusion.data.sources import TextFiles
-from sm_diffusion.data.tokenizer import ByteTokenizer
+from sm_diffusion.data.order import GlobalBatchSampler
+from sm_diffusion.data.stores.arrow_cache import prepare_tokens
+from sm_diffusion.data.tokenizers.base import ByteTokenizer
 from sm_diffusion.types import Batch, UserError
 from tests.helpers.data import BYTES, LOADER, one_line, tiny_datamodule, tiny_source
 

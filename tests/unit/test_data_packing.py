@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sm_diffusion.data.packing import wrap_documents
+from sm_diffusion.data.stores.packing import wrap_documents
 
 
 @given(

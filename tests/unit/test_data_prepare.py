@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from datasets.arrow_writer import ArrowWriter
 
-from sm_diffusion.data import prepare
-from sm_diffusion.data.cache import Progress, build_once
-from sm_diffusion.data.prepare import TokenCache, prepare_tokens
-from sm_diffusion.data.sources import Document, TextFiles
-from sm_diffusion.data.tokenizer import ByteTokenizer, CharTokenizer
+from sm_diffusion.data.corpora.base import Document, TextFiles
+from sm_diffusion.data.stores import arrow_cache as prepare
+from sm_diffusion.data.stores.arrow_cache import TokenCache, prepare_tokens
+from sm_diffusion.data.stores.cache import Progress, build_once
+from sm_diffusion.data.tokenizers.base import ByteTokenizer, CharTokenizer
 from sm_diffusion.types import UserError
 from tests.helpers.data import MemorySource, one_line, tiny_source
 
@@ -60,7 +60,7 @@ def test_content_and_counts(tmp_path: Path) -> None:
 
 
 def test_many_chunks_and_empty_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sm_diffusion.data.packing.wrap_documents.__kwdefaults__", {"chunk_tokens": 20})
+    monkeypatch.setattr("sm_diffusion.data.stores.packing.wrap_documents.__kwdefaults__", {"chunk_tokens": 20})
     monkeypatch.setattr(prepare, "BATCH_DOCUMENTS", 3)
     source = MemorySource(["", *(f"Zeile {index} ß" for index in range(30)), "42!"], ["valid text, twice", " "])
     cache = prepare_tokens(source=source, tokenizer=CharTokenizer(), length=8, cache_dir=tmp_path)
@@ -131,8 +131,8 @@ def test_damaged_cache_is_rebuilt(tmp_path: Path, damage: Callable[[Path], objec
 WORKER = """
 import sys
 from pathlib import Path
-from sm_diffusion.data.prepare import prepare_tokens
-from sm_diffusion.data.tokenizer import ByteTokenizer
+from sm_diffusion.data.stores.arrow_cache import prepare_tokens
+from sm_diffusion.data.tokenizers.base import ByteTokenizer
 from tests.helpers.data import GatedSource, tiny_source
 root = Path(sys.argv[1])
 (root / f"started.{sys.argv[2]}").touch()
@@ -230,7 +230,7 @@ def test_cache_dir_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def denied(*_: object, **__: object) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("sm_diffusion.data.cache.tempfile.mkdtemp", denied)
+    monkeypatch.setattr("sm_diffusion.data.stores.cache.tempfile.mkdtemp", denied)
     with pytest.raises(UserError, match=r"cannot be written \(Permission denied\): set data.cache_dir"):
         prepared(tmp_path)
 

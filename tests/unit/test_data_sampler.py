@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sm_diffusion.data.sampler import GlobalBatchSampler, accumulation_steps, epoch_permutation, eval_batches
+from sm_diffusion.data.order import GlobalBatchSampler, accumulation_steps, epoch_permutation, eval_batches
 from sm_diffusion.types import UserError
 from tests.helpers.data import one_line
 

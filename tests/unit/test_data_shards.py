@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from sm_diffusion.data import records, sharded
-from sm_diffusion.data.corpus import FileCorpus
-from sm_diffusion.data.shards import open_prepared, read_manifest
-from sm_diffusion.data.tokenizer import ByteTokenizer, CharTokenizer
-from sm_diffusion.tools.cli import main
+from sm_diffusion.cli.main import main
+from sm_diffusion.data.corpora import records
+from sm_diffusion.data.corpora.file_corpus import FileCorpus
+from sm_diffusion.data.stores import shard_preparer as sharded
+from sm_diffusion.data.stores.shard_format import open_prepared, read_manifest
+from sm_diffusion.data.tokenizers.base import ByteTokenizer, CharTokenizer
 from sm_diffusion.types import UserError
 from tests.helpers.data import (
     contents,
@@ -88,7 +89,8 @@ def test_processes_and_formats_do_not_matter(tmp_path: Path) -> None:
 KILLED = """
 import os, random, signal, sys
 from pathlib import Path
-from sm_diffusion.data import shard_build, shards
+from sm_diffusion.data.stores import shard_writer as shard_build
+from sm_diffusion.data.stores import shard_format as shards
 from tests.helpers.data import file_corpus, shard_preparer
 
 corpus = file_corpus(sys.argv[1], deduplicate=True)
@@ -173,7 +175,7 @@ def folder_below(cache_dir: Path) -> Path:
 def test_the_command_killed_with_its_workers_running(tmp_path: Path) -> None:
     write_openwebtext(tmp_path / "owt", files=30)
     for shards in (1, 4):
-        command = [sys.executable, "-m", "sm_diffusion.tools.cli", *prepare_command(tmp_path, "--workers", "2")]
+        command = [sys.executable, "-m", "sm_diffusion.cli.main", *prepare_command(tmp_path, "--workers", "2")]
         process = subprocess.Popen(command, stderr=subprocess.PIPE)
         while process.poll() is None and len(list((tmp_path / "cache").rglob("*.bin"))) < shards:
             time.sleep(0.001)

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sm_diffusion.data.python_corpus import PythonCorpus, prose, prose_of_module, standard_library
-from sm_diffusion.data.sources import TextFiles, in_validation
+from sm_diffusion.data.corpora.base import TextFiles, in_validation
+from sm_diffusion.data.corpora.python_corpus import PythonCorpus, prose, prose_of_module, standard_library
 from sm_diffusion.types import UserError
 from tests.helpers.data import one_line
 
@@ -132,7 +132,7 @@ def test_bad_parquet_columns(tmp_path: Path) -> None:
 
 def test_python_code(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = list(standard_library())
-    monkeypatch.setattr("sm_diffusion.data.python_corpus.standard_library", lambda: iter(modules))
+    monkeypatch.setattr("sm_diffusion.data.corpora.python_corpus.standard_library", lambda: iter(modules))
     corpus = PythonCorpus(kind="code", validation_fraction=0.1)
     train, validation = list(corpus.train()), list(corpus.validation())
     names = [document.name for document in train + validation]
@@ -153,7 +153,7 @@ def test_python_code(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_python_text(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = [(name, source) for name, source in standard_library() if name < "b"]  # a part is enough, and quick
-    monkeypatch.setattr("sm_diffusion.data.python_corpus.standard_library", lambda: iter(modules))
+    monkeypatch.setattr("sm_diffusion.data.corpora.python_corpus.standard_library", lambda: iter(modules))
     corpus = PythonCorpus(kind="text", validation_fraction=0.2)
     documents = [*corpus.train(), *corpus.validation()]
     text = "\n".join(document.text for document in documents)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from sm_diffusion.data.corpus import FileCorpus
+from sm_diffusion.data.corpora.file_corpus import FileCorpus
 from sm_diffusion.data.loader import LoaderSettings
-from sm_diffusion.data.shard_build import Recipe, SliceTokens
-from sm_diffusion.data.storage import StreamedTokens
-from sm_diffusion.data.stream import StreamLoader, StreamPlan, StreamSettings, deal
-from sm_diffusion.data.tokenizer import ByteTokenizer
+from sm_diffusion.data.stores.base import StreamedTokens
+from sm_diffusion.data.stores.shard_writer import Recipe, SliceTokens
+from sm_diffusion.data.stores.stream import StreamLoader, StreamPlan, StreamSettings, deal
+from sm_diffusion.data.tokenizers.base import ByteTokenizer
 from sm_diffusion.types import UserError
 from tests.helpers.data import file_corpus, write_openwebtext
 
@@ -178,7 +178,7 @@ def test_files_at_an_address(tmp_path: Path) -> None:
     """What is read through fsspec, as the hub's files are, equals what is read from the disk."""
     import fsspec
 
-    from sm_diffusion.data.records import Root, plan_slices, read_slice
+    from sm_diffusion.data.corpora.records import Root, plan_slices, read_slice
 
     write_openwebtext(tmp_path, files=1)
     memory = fsspec.filesystem("memory")

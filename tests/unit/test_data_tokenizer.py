@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
-from sm_diffusion.data.subword import HubTokenizer
-from sm_diffusion.data.tokenizer import ByteTokenizer, CharTokenizer, TextTokenizer
-from sm_diffusion.data.tokenizer_spec import TokenizerSpec, build_tokenizer
+from sm_diffusion.data.tokenizers.base import ByteTokenizer, CharTokenizer, TextTokenizer
+from sm_diffusion.data.tokenizers.build import TokenizerSpec, build_tokenizer
+from sm_diffusion.data.tokenizers.subword import HubTokenizer
 from sm_diffusion.types import UserError
 from tests.helpers.data import MemorySource, one_line
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from sm_diffusion.evaluation.judge import CausalJudge, generative_perplexity, judged_positions, load_judge
-from sm_diffusion.evaluation.mauve import MauveScorer, mauve_score
-from sm_diffusion.evaluation.text_stats import distinct, repetition, statistics_of, unigram_entropy
+from sm_diffusion.evaluation.generation.mauve import MauveScorer, mauve_score
+from sm_diffusion.evaluation.generation.reader import CausalJudge, generative_perplexity, judged_positions, load_judge
+from sm_diffusion.evaluation.generation.text_stats import distinct, repetition, statistics_of, unigram_entropy
 from sm_diffusion.types import UserError
 from tests.helpers.runs import WORDS
 

@@ -12,13 +12,13 @@ import torch
 import sm_diffusion
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import SoftMaskPredictor
-from sm_diffusion.diffusion.readout import Logits
+from sm_diffusion.diffusion.readouts.base import Logits
 from sm_diffusion.diffusion.soft_mask import SoftMask
-from sm_diffusion.evaluation import lm_eval_adapter
-from sm_diffusion.evaluation.harness_settings import HarnessSettings, wish_of
-from sm_diffusion.evaluation.harness_text import Texts
+from sm_diffusion.evaluation.harness import adapter as lm_eval_adapter
+from sm_diffusion.evaluation.harness.adapter import Harness
+from sm_diffusion.evaluation.harness.settings import HarnessSettings, wish_of
+from sm_diffusion.evaluation.harness.text import Texts
 from sm_diffusion.evaluation.likelihood import MaskCount, MonteCarloLikelihood, Passage
-from sm_diffusion.evaluation.lm_eval_adapter import Harness
 from sm_diffusion.types import UserError
 from tests.helpers.templates import END, MASK, TURN, write_model
 
@@ -80,7 +80,7 @@ def greedy_twin(model: Any, prompt: list[int], count: int) -> list[int]:
 
 
 def test_is_greedy_is_what_greedy_decoding_gives(model: Any) -> None:
-    from sm_diffusion.evaluation.harness_decode import greedy_matches
+    from sm_diffusion.evaluation.harness.decode import greedy_matches
 
     prompt = model.tokenizer.encode_batch(["is it odd?"])[0]
     expected = tuple(greedy_twin(model, prompt, 4))

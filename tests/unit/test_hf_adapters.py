@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sm_diffusion.data.chat_collate import ChatSample, collate
-from sm_diffusion.denoisers import peft, transparency
-from sm_diffusion.denoisers.export import export_folder, push_folder
-from sm_diffusion.denoisers.hf import HFDenoiser
-from sm_diffusion.denoisers.loading import open_backbone
+from sm_diffusion.data.chat.collate import ChatSample, collate
+from sm_diffusion.denoisers.adapters import peft, transparency
+from sm_diffusion.denoisers.pretrained.export import export_folder, push_folder
+from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
+from sm_diffusion.denoisers.pretrained.loading import open_backbone
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import SoftMaskPredictor
-from sm_diffusion.diffusion.readout import Logits
+from sm_diffusion.diffusion.readouts.base import Logits
 from sm_diffusion.diffusion.sft import FirstRowTime, SFTObjective
 from sm_diffusion.diffusion.soft_mask import FullVocabularySoftMask, SoftMask
 from sm_diffusion.types import Draws, UserError

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from sm_diffusion.denoisers.hf import HFDenoiser, add_mask_token, position_ids, shift_hidden
+from sm_diffusion.denoisers.pretrained.hf import HFDenoiser, add_mask_token, position_ids, shift_hidden
 from sm_diffusion.diffusion import mixing
-from sm_diffusion.diffusion.readout import Logits, NegLogLikelihood, PlainNegLogLikelihood
+from sm_diffusion.diffusion.readouts.base import Logits, NegLogLikelihood, PlainNegLogLikelihood
 from sm_diffusion.types import DenseMixture, TokenMixture, UserError
 from tests.helpers.qwen import MASK, PAD, VOCAB, WIDTH, tiny_config, tiny_llama, tiny_qwen, visible
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 
-from sm_diffusion.data.chat_collate import ChatSample, collate
-from sm_diffusion.denoisers import peft
-from sm_diffusion.denoisers.export import export_folder
-from sm_diffusion.denoisers.loading import open_backbone
+from sm_diffusion.data.chat.collate import ChatSample, collate
+from sm_diffusion.denoisers.adapters import peft
+from sm_diffusion.denoisers.pretrained.export import export_folder
+from sm_diffusion.denoisers.pretrained.loading import open_backbone
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import SoftMaskPredictor
 from sm_diffusion.diffusion.sft import FirstRowTime, SFTObjective

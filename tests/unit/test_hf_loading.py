@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sm_diffusion.denoisers import dream, llada
-from sm_diffusion.denoisers.hf import HFDenoiser
-from sm_diffusion.denoisers.loading import Backbone, check_tokenizer, fetch, open_backbone
+from sm_diffusion.denoisers.pretrained import dream, llada
+from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
+from sm_diffusion.denoisers.pretrained.loading import Backbone, check_tokenizer, fetch, open_backbone
 from sm_diffusion.diffusion import mixing
-from sm_diffusion.diffusion.readout import Logits
+from sm_diffusion.diffusion.readouts.base import Logits
 from sm_diffusion.types import UserError
 from tests.helpers.qwen import MASK, PAD, VOCAB, tiny_llama, tiny_qwen
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sm_diffusion.denoisers import transparency
-from sm_diffusion.denoisers.transparency import TransparencyConfig, describe
+from sm_diffusion.denoisers.adapters import transparency
+from sm_diffusion.denoisers.adapters.transparency import TransparencyConfig, describe
 from sm_diffusion.diffusion.soft_mask import (
     ConstantStrength,
     FullVocabularySoftMask,

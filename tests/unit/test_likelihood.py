@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from sm_diffusion.denoisers.dit import DiT, DiTShape
+from sm_diffusion.denoisers.dit.model import DiT, DiTShape
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.parameterization import Subs
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
-from sm_diffusion.diffusion.readout import Logits
+from sm_diffusion.diffusion.readouts.base import Logits
 from sm_diffusion.diffusion.soft_mask import SoftMask, remember
 from sm_diffusion.evaluation.likelihood import (
     ContinuousTime,

@@ -6,9 +6,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sm_diffusion.data.chat import PlainChat
-from sm_diffusion.data.prompt_codec import PlainCodec, TemplateCodec
-from sm_diffusion.data.tokenizer import ByteTokenizer
+from sm_diffusion.data.chat.prompt_codec import PlainCodec, TemplateCodec
+from sm_diffusion.data.chat.tokenizers import PlainChat
+from sm_diffusion.data.tokenizers.base import ByteTokenizer
 from sm_diffusion.types import UserError
 
 TEMPLATE = (

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sm_diffusion.diffusion import chunked, scratch
 from sm_diffusion.diffusion.contracts import Head
 from sm_diffusion.diffusion.parameterization import Parameterization, Subs, Unconstrained
-from sm_diffusion.diffusion.readout import NegLogLikelihood, PlainNegLogLikelihood, PlainSummarize, Summarize
+from sm_diffusion.diffusion.readouts import chunked, scratch
+from sm_diffusion.diffusion.readouts.base import NegLogLikelihood, PlainNegLogLikelihood, PlainSummarize, Summarize
 
 WIDTH = 16
 

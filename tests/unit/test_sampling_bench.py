@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sm_diffusion.diffusion import scratch
-from sm_diffusion.tools import bench_sample
+from sm_diffusion.diffusion.readouts import scratch
+from sm_diffusion.planning.benchmarks import sample as bench_sample
 
 
 def test_bench_writes_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

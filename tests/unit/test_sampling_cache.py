@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sm_diffusion.denoisers.dit import DiT, DiTShape
-from sm_diffusion.denoisers.hf import HFDenoiser
+from sm_diffusion.denoisers.dit.model import DiT, DiTShape
+from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.parameterization import Subs
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
-from sm_diffusion.diffusion.readout import Logits
+from sm_diffusion.diffusion.readouts.base import Logits
 from sm_diffusion.diffusion.soft_mask import FullVocabularySoftMask, LinearStrength, SoftMask
 from sm_diffusion.sampling import (
     MEASURES,

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sm_diffusion.diffusion import scratch
 from sm_diffusion.diffusion.contracts import Head
-from sm_diffusion.diffusion.draw import Draw
 from sm_diffusion.diffusion.parameterization import Subs
-from sm_diffusion.diffusion.readout import KeepLogits, Summarize
+from sm_diffusion.diffusion.readouts import scratch
+from sm_diffusion.diffusion.readouts.base import KeepLogits, Summarize
+from sm_diffusion.diffusion.readouts.draw import Draw
 from sm_diffusion.sampling import RowNoise, TokenSampling, from_prompts
 from sm_diffusion.sampling.categorical import (
     DrawnProbability,
@@ -24,7 +24,7 @@ from sm_diffusion.sampling.categorical import (
     inverse_cdf,
     nucleus_,
 )
-from sm_diffusion.sampling.plain import plain_nucleus
+from sm_diffusion.sampling.reference.plain import plain_nucleus
 
 
 def random_probs(rows: int, vocab_size: int, scale: float, seed: int = 0) -> Tensor:

@@ -26,16 +26,16 @@ from sm_diffusion.sampling import (
     TokenSampling,
     blank,
 )
-from sm_diffusion.sampling.ancestral import TransitionPolicy
 from sm_diffusion.sampling.noise import StepNoise
-from sm_diffusion.sampling.plain import (
+from sm_diffusion.sampling.orders.ancestral import TransitionPolicy
+from sm_diffusion.sampling.orders.base import Proposal, State, UnmaskPolicy
+from sm_diffusion.sampling.reference.plain import (
     plain_log_probs,
     plain_memory,
     plain_nucleus,
     plain_sample,
     plain_transition,
 )
-from sm_diffusion.sampling.policy import Proposal, State, UnmaskPolicy
 from tests.unit.test_sampling_loop import make_predictor
 
 CLEAN, MASK, LENGTH = 3, 3, 2

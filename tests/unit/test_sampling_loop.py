@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sm_diffusion.denoisers.dit import DiT, DiTShape
-from sm_diffusion.diffusion import mixing, scratch
+from sm_diffusion.denoisers.dit.model import DiT, DiTShape
+from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.parameterization import Subs
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
+from sm_diffusion.diffusion.readouts import scratch
 from sm_diffusion.diffusion.schedule import LogLinear
 from sm_diffusion.diffusion.soft_mask import FullVocabularySoftMask, LinearStrength, SoftMask, StrengthSchedule
 from sm_diffusion.sampling import (
@@ -39,7 +40,7 @@ from sm_diffusion.sampling import (
     from_rows,
     policy_class,
 )
-from sm_diffusion.sampling.policy import top_n
+from sm_diffusion.sampling.orders.base import top_n
 from sm_diffusion.sampling.trajectory import STATES, Frame
 from sm_diffusion.types import UserError
 

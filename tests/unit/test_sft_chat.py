@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sm_diffusion.data.chat_collate import (
+from sm_diffusion.data.chat.collate import (
     ChatLimits,
     ChatSample,
     collate,

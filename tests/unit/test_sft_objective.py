@@ -7,7 +7,7 @@ import torch
 
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, SoftMaskPredictor
-from sm_diffusion.diffusion.readout import Logits
+from sm_diffusion.diffusion.readouts.base import Logits
 from sm_diffusion.diffusion.schedule import UniformTimes
 from sm_diffusion.diffusion.sft import FirstRowTime, SFTObjective, at_least_one_mask
 from sm_diffusion.diffusion.soft_mask import SoftMask

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from sm_diffusion.app.validate_hf import hf_problems
 from sm_diffusion.config import schema
 from sm_diffusion.config.store import compose_config
-from sm_diffusion.config.validate_hf import hf_problems
-from sm_diffusion.data.chat_cache import as_rows
-from sm_diffusion.data.chat_collate import ChatSample
-from sm_diffusion.data.chat_rows import PackedRows, PaddedRows, first_fit, longest_row, places
-from sm_diffusion.denoisers.dit import DiT, DiTShape
-from sm_diffusion.denoisers.hf import HFDenoiser
+from sm_diffusion.data.chat.cache import as_rows
+from sm_diffusion.data.chat.collate import ChatSample
+from sm_diffusion.data.chat.rows import PackedRows, PaddedRows, first_fit, longest_row, places
+from sm_diffusion.denoisers.dit.model import DiT, DiTShape
+from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
 from sm_diffusion.diffusion import mixing, packed
 from sm_diffusion.diffusion.parameterization import Subs
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
-from sm_diffusion.diffusion.readout import Logits
+from sm_diffusion.diffusion.readouts.base import Logits
 from sm_diffusion.diffusion.schedule import UniformTimes
 from sm_diffusion.diffusion.sft import FirstRowTime, SFTObjective
 from sm_diffusion.diffusion.soft_mask import FullVocabularySoftMask, SoftMask

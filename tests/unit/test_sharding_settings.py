@@ -10,12 +10,12 @@ import pytest
 import torch
 from lightning.pytorch.strategies import Strategy
 
+from sm_diffusion.app.strategy import build_strategy
+from sm_diffusion.app.validate_strategy import strategy_problems
 from sm_diffusion.config.store import compose_config
-from sm_diffusion.config.strategy import build_strategy
-from sm_diffusion.config.validate_strategy import strategy_problems
-from sm_diffusion.training.background import Writer
-from sm_diffusion.training.strategies import ReplicatedStrategy, ShardedStrategy
-from sm_diffusion.training.watchdog import group_timeout
+from sm_diffusion.training.checkpoints.writer import Writer
+from sm_diffusion.training.strategies.base import ReplicatedStrategy, ShardedStrategy
+from sm_diffusion.training.watchdog.watchdog import group_timeout
 from sm_diffusion.types import UserError
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from sm_diffusion.tools import cli
-from sm_diffusion.training import ckpt_store
+from sm_diffusion.cli import main as cli
+from sm_diffusion.training.checkpoints import store as ckpt_store
 from sm_diffusion.types import UserError
 
 

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from sm_diffusion.evaluation.code_checks import restore_types
-from sm_diffusion.evaluation.code_exec import Executor, Job
-from sm_diffusion.evaluation.code_tasks import build_task
+from sm_diffusion.evaluation.benchmarks.checks import restore_types
+from sm_diffusion.evaluation.benchmarks.tasks import build_task
+from sm_diffusion.evaluation.execution.executor import Executor, Job
 from sm_diffusion.types import UserError
 from tests.unit.test_tasks_data import real
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sm_diffusion.evaluation.code_tasks import build_task
-from sm_diffusion.evaluation.task_data import SOURCES, load_rows, local_file
+from sm_diffusion.evaluation.benchmarks.task_data import SOURCES, load_rows, local_file
+from sm_diffusion.evaluation.benchmarks.tasks import build_task
 from sm_diffusion.types import UserError
 
 DATA = Path(os.environ.get("SMD_BENCH_DATA") or Path(__file__).parents[3] / "shared" / "data")

@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import pytest
 
-from sm_diffusion.evaluation.extract import (
+from sm_diffusion.evaluation.benchmarks.extract import (
     continue_prompt,
     extract_code,
     gsm8k_answer,

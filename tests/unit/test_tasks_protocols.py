@@ -6,7 +6,7 @@ import ast
 
 import pytest
 
-from sm_diffusion.evaluation.code_tasks import build_task
+from sm_diffusion.evaluation.benchmarks.tasks import build_task
 from sm_diffusion.types import UserError
 from tests.unit.test_tasks_data import real
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from sm_diffusion.evaluation.code_exec import Executor
-from sm_diffusion.evaluation.code_score import Answer, score_answers
-from sm_diffusion.evaluation.code_tasks import build_task
-from sm_diffusion.evaluation.task_data import SOURCES
+from sm_diffusion.evaluation.benchmarks.judging import Answer, score_answers
+from sm_diffusion.evaluation.benchmarks.task_data import SOURCES
+from sm_diffusion.evaluation.benchmarks.tasks import build_task
+from sm_diffusion.evaluation.execution.executor import Executor
 from sm_diffusion.types import UserError
 from tests.unit.test_tasks_data import EVALPLUS, HUMANEVAL, MBPP, MBPP_PLUS_HUB, ROWS, write
 

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 import sm_diffusion
-from sm_diffusion.tools import chat, cli
-from sm_diffusion.tools.cli import command_parser
+from sm_diffusion.cli import chat
+from sm_diffusion.cli import main as cli
+from sm_diffusion.cli.main import command_parser
 from sm_diffusion.types import UserError
 from tests.helpers.templates import write_model
 
@@ -36,7 +37,7 @@ def model(folder: Path) -> Any:
 @pytest.fixture
 def loaded(model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The command opens this model, whatever it is told to open."""
-    monkeypatch.setattr("sm_diffusion.config.load.load", lambda *_: model)
+    monkeypatch.setattr("sm_diffusion.app.load.load", lambda *_: model)
     return model
 
 
@@ -120,7 +121,7 @@ def test_a_model_of_plain_text_goes_on_from_each_message(
     one = talk(silent)
     one.answer("hello")
     assert one.turns == []
-    monkeypatch.setattr("sm_diffusion.config.load.load", lambda *_: silent)
+    monkeypatch.setattr("sm_diffusion.app.load.load", lambda *_: silent)
     assert pipe(monkeypatch, "hello\n", "--system", "be brief") == 2
     assert capfd.readouterr().err == (
         "error: --system: the model has no chat template (it was trained on plain text); leave it out\n"
@@ -174,7 +175,7 @@ def _read_until(terminal: int, end: str, seconds: float = 1500) -> str:
 @pytest.mark.slow
 def test_on_a_terminal(folder: Path) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "sm_diffusion.tools.cli", "chat", str(folder), "--length", "8", "--steps", "4"]
+    command = [sys.executable, "-m", "sm_diffusion.cli.main", "chat", str(folder), "--length", "8", "--steps", "4"]
     command += ["--show-denoising"]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
     os.close(theirs)

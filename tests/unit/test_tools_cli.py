@@ -9,9 +9,11 @@ from types import ModuleType
 import pytest
 import yaml
 
-from sm_diffusion import __version__, tools
-from sm_diffusion.tools import cli, config_cmd, links
+from sm_diffusion import __version__, paths
+from sm_diffusion.cli import config as config_cmd
+from sm_diffusion.cli import main as cli
 from sm_diffusion.types import UserError
+from tests.helpers import links
 from tests.unit.test_tools_experiment import make_experiment
 
 # -------------------------------------------------------------------------------------------------------------- smd
@@ -46,7 +48,7 @@ def test_unknown_or_no_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_only_modules_that_are_there_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cli.COMMANDS, "later", "sm_diffusion.tools.not_written_yet")
+    monkeypatch.setitem(cli.COMMANDS, "later", "sm_diffusion.cli.not_written_yet")
     assert "later" not in cli.available()
 
 
@@ -62,9 +64,9 @@ def test_errors_are_one_line(
 
     module = ModuleType("fake")
     vars(module).update(HELP="h", EXAMPLES="smd fake", add_arguments=lambda parser: None, run=fail)
-    monkeypatch.setitem(sys.modules, "sm_diffusion.tools.links", module)
-    monkeypatch.setitem(cli.COMMANDS, "fake", "sm_diffusion.tools.links")
-    monkeypatch.setattr(cli, "available", lambda: {"fake": "sm_diffusion.tools.links"})
+    monkeypatch.setitem(sys.modules, "tests.helpers.links", module)
+    monkeypatch.setitem(cli.COMMANDS, "fake", "tests.helpers.links")
+    monkeypatch.setattr(cli, "available", lambda: {"fake": "tests.helpers.links"})
     assert cli.main(["fake"]) == status
     assert capsys.readouterr().err == text
 
@@ -143,7 +145,7 @@ def test_check_all_counts_failures(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_links_of_the_repository() -> None:
-    assert links.check(tools.ROOT) == []
+    assert links.check(paths.ROOT) == []
 
 
 def test_broken_references_are_found(tmp_path: Path) -> None:

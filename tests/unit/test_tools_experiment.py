@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from sm_diffusion import tools
+from sm_diffusion.app import text as tables
 from sm_diffusion.evaluation.results import write_json
+from sm_diffusion.reproduction import experiment as experiments
+from sm_diffusion.reproduction import state
 from sm_diffusion.types import UserError
 
 CONFIG: dict[str, Any] = {
@@ -55,7 +57,7 @@ def row_config(row: str, seed: int = 1, **changes: Any) -> dict[str, Any]:
 
 def make_run(runs: Path, row: str, *, seed: int = 1, ppl: float = 12.0, **results: Any) -> Path:
     """A finished run folder; further keywords replace entries of results.json."""
-    folder = tools.run_folder("toy", row, seed=None if seed == 1 else seed, runs=runs)
+    folder = experiments.run_folder("toy", row, seed=None if seed == 1 else seed, runs=runs)
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"weights")
     config = row_config(row, seed)
@@ -89,11 +91,11 @@ def make_metrics(run_dir: Path, version: int, lines: list[str]) -> None:
 def test_experiment_is_read_in_its_own_order(tmp_path: Path) -> None:
     described = {"title": "T", "rows": ["soft"], "notes": "one\ntwo", "compare": [["soft", "binary"]]}
     folder = make_experiment(tmp_path, described)
-    experiment = tools.load_experiment("toy", folder)
+    experiment = experiments.load_experiment("toy", folder)
     assert experiment.rows == ("soft", "binary", "pretrain")
     assert experiment.notes == ("one", "two")
     assert experiment.compare == (("soft", "binary"),)
-    assert tools.list_experiments(folder) == ["toy"]
+    assert experiments.list_experiments(folder) == ["toy"]
 
 
 @pytest.mark.parametrize(
@@ -108,28 +110,28 @@ def test_experiment_is_read_in_its_own_order(tmp_path: Path) -> None:
 def test_wrong_description_names_the_key(tmp_path: Path, description: dict[str, Any], words: str) -> None:
     folder = make_experiment(tmp_path, description)
     with pytest.raises(UserError, match=r"experiment\.yaml") as error:
-        tools.load_experiment("toy", folder)
+        experiments.load_experiment("toy", folder)
     assert words in str(error.value)
 
 
 def test_unknown_experiment_lists_the_known(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tow: no such experiment; choose one of: toy"):
-        tools.load_experiment("tow", make_experiment(tmp_path))
+        experiments.load_experiment("tow", make_experiment(tmp_path))
     with pytest.raises(UserError, match="holds none"):
-        tools.load_experiment("toy", tmp_path / "nowhere")
+        experiments.load_experiment("toy", tmp_path / "nowhere")
 
 
 def test_row_may_not_look_like_a_seed(tmp_path: Path) -> None:
     folder = make_experiment(tmp_path)
     (folder / "toy" / "soft-seed2.yaml").write_text("")
     with pytest.raises(UserError, match="may not end in -seed"):
-        tools.load_experiment("toy", folder)
+        experiments.load_experiment("toy", folder)
 
 
 def test_seed_folders_are_those_of_the_row_only(tmp_path: Path) -> None:
     for name in ("soft", "soft-seed10", "soft-seed2", "soft_long", "soft_long-seed3", "soft-seedx"):
         (tmp_path / "toy" / name).mkdir(parents=True)
-    names = [path.name for path in tools.seed_folders("toy", "soft", runs=tmp_path)]
+    names = [path.name for path in experiments.seed_folders("toy", "soft", runs=tmp_path)]
     assert names == ["soft", "soft-seed2", "soft-seed10"]
 
 
@@ -139,36 +141,36 @@ def test_seed_folders_are_those_of_the_row_only(tmp_path: Path) -> None:
 def test_state_of_run_folders(tmp_path: Path) -> None:
     config = row_config("pretrain")
     folder = tmp_path / "toy" / "pretrain"
-    assert tools.state_of(folder, config) == (tools.State.MISSING, [])
+    assert state.state_of(folder, config) == (state.State.MISSING, [])
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    assert tools.state_of(folder, config) == (tools.State.RESTART, [])
+    assert state.state_of(folder, config) == (state.State.RESTART, [])
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "last.ckpt").touch()
-    assert tools.state_of(folder, config) == (tools.State.INTERRUPTED, [])
+    assert state.state_of(folder, config) == (state.State.INTERRUPTED, [])
     write_json(folder / "results.json", {"metrics": {}, "config": config})
-    assert tools.state_of(folder, config) == (tools.State.DONE, [])
-    (folder / tools.STALE_MARK).touch()
-    assert tools.state_of(folder, config) == (tools.State.STALE, [])
+    assert state.state_of(folder, config) == (state.State.DONE, [])
+    (folder / state.STALE_MARK).touch()
+    assert state.state_of(folder, config) == (state.State.STALE, [])
 
 
 def test_another_configuration_is_told_and_harmless_settings_are_not(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "pretrain")
     harmless = row_config("pretrain", output_dir="elsewhere", overwrite=True, logger={"wandb": "offline"})
     harmless["trainer"] = {"max_steps": 100, "threads": 1}
-    assert tools.state_of(folder, harmless)[0] is tools.State.DONE
+    assert state.state_of(folder, harmless)[0] is state.State.DONE
     other = row_config("pretrain", trainer={"max_steps": 200, "threads": None})
-    assert tools.state_of(folder, other) == (tools.State.CHANGED, ["trainer.max_steps: 100 -> 200"])
+    assert state.state_of(folder, other) == (state.State.CHANGED, ["trainer.max_steps: 100 -> 200"])
 
 
 def test_settings_that_an_earlier_version_did_not_know_count_only_off_their_default(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "soft")
     variant = {"name": "soft_masked", "p_sm": 0.8, "start_step": 0, "stop_step": None}
-    assert tools.state_of(folder, row_config("soft", variant=variant))[0] is tools.State.DONE
+    assert state.state_of(folder, row_config("soft", variant=variant))[0] is state.State.DONE
     changed = row_config("soft", variant=variant | {"start_step": 7})
-    assert tools.state_of(folder, changed) == (tools.State.CHANGED, ["variant.start_step: absent -> 7"])
-    assert tools.schema_defaults()["callbacks.checkpoint.verify"] == [True]
-    assert tools.schema_defaults()["sampler.eta"] == [0.04, 0.015, 0.02]
+    assert state.state_of(folder, changed) == (state.State.CHANGED, ["variant.start_step: absent -> 7"])
+    assert state.schema_defaults()["callbacks.checkpoint.verify"] == [True]
+    assert state.schema_defaults()["sampler.eta"] == [0.04, 0.015, 0.02]
 
 
 def test_state_survives_yaml_and_json_round_trips(tmp_path: Path) -> None:
@@ -176,9 +178,9 @@ def test_state_survives_yaml_and_json_round_trips(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(config))))
-    assert tools.state_of(folder, config)[0] is tools.State.RESTART
+    assert state.state_of(folder, config)[0] is state.State.RESTART
     write_json(folder / "results.json", {"metrics": {}, "config": config})
-    assert tools.state_of(folder, config)[0] is tools.State.DONE
+    assert state.state_of(folder, config)[0] is state.State.DONE
 
 
 # ----------------------------------------------------------------------------------------------------------- tables
@@ -200,12 +202,12 @@ def test_state_survives_yaml_and_json_round_trips(tmp_path: Path) -> None:
     ],
 )
 def test_number(value: float, digits: int, text: str) -> None:
-    assert tools.number(value, digits) == text
+    assert tables.number(value, digits) == text
 
 
 def test_text_table_wraps_into_blocks() -> None:
     lines = [["row", "n", *(f"column {index:02d}" for index in range(20))], ["x" * 20, "1", *(["1.0"] * 20)]]
-    text = tools.text_table(lines, 2)
+    text = tables.text_table(lines, 2)
     assert max(map(len, text.splitlines())) <= 110
     blocks = text.split("\n\n")
     assert len(blocks) > 1
@@ -215,5 +217,5 @@ def test_text_table_wraps_into_blocks() -> None:
 
 def test_markdown_and_csv_escape() -> None:
     lines = [["row", "n"], ["a|b", "1, 2"]]
-    assert "a\\|b" in tools.markdown_table(lines, 1)
-    assert tools.csv_table(lines) == 'row,n\na|b,"1, 2"\n'
+    assert "a\\|b" in tables.markdown_table(lines, 1)
+    assert tables.csv_table(lines) == 'row,n\na|b,"1, 2"\n'

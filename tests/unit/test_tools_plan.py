@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from sm_diffusion.config.build import build_denoiser
+from sm_diffusion.app.build import build_denoiser
+from sm_diffusion.cli import main as cli
+from sm_diffusion.cli.config import compose_and_validate
 from sm_diffusion.config.schema import DiTConfig, TokenizerConfig
-from sm_diffusion.denoisers.dit import DiT, DiTShape
+from sm_diffusion.denoisers.dit.model import DiT, DiTShape
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.contracts import Head
 from sm_diffusion.diffusion.parameterization import Subs
-from sm_diffusion.diffusion.scratch import Scratch
-from sm_diffusion.tools import cli, plan, plan_memory
-from sm_diffusion.tools.config_cmd import compose_and_validate
+from sm_diffusion.diffusion.readouts.scratch import Scratch
+from sm_diffusion.planning import memory as plan_memory
+from sm_diffusion.planning import plan
 from sm_diffusion.types import UserError
 
 TINY = DiTShape(vocab_size=40, width=32, num_blocks=2, num_heads=2, cond_width=16)

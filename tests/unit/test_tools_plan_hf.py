@@ -8,14 +8,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from sm_diffusion.config.build_hf import lm_config
+from sm_diffusion.app.build_hf import lm_config
+from sm_diffusion.cli import main as cli
+from sm_diffusion.cli.config import compose_and_validate
 from sm_diffusion.config.schema import HFConfig, HFShapeConfig, PeftConfig
-from sm_diffusion.denoisers.hf import HFDenoiser
-from sm_diffusion.denoisers.loading import LAYOUTS, build_empty
-from sm_diffusion.denoisers.peft import AdapterSpec, attach
+from sm_diffusion.denoisers.adapters.peft import AdapterSpec, attach
+from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
+from sm_diffusion.denoisers.pretrained.loading import LAYOUTS, build_empty
 from sm_diffusion.diffusion import mixing
-from sm_diffusion.tools import cli, plan_hf
-from sm_diffusion.tools.config_cmd import compose_and_validate
+from sm_diffusion.planning import pretrained as plan_hf
 from sm_diffusion.types import UserError
 from tests.helpers.chats import write_base
 

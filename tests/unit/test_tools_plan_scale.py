@@ -15,17 +15,19 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sm_diffusion.denoisers.dit import DiT, DiTShape
+from sm_diffusion.cli import main as cli
+from sm_diffusion.cli.config import compose_and_validate
+from sm_diffusion.denoisers.dit.model import DiT, DiTShape
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.parameterization import Subs
 from sm_diffusion.diffusion.predictor import SoftMaskPredictor
-from sm_diffusion.diffusion.readout import Logits
+from sm_diffusion.diffusion.readouts.base import Logits
 from sm_diffusion.diffusion.soft_mask import SoftMask
-from sm_diffusion.tools import cli, plan, plan_scale
-from sm_diffusion.tools.config_cmd import compose_and_validate
-from sm_diffusion.training.background import Writer
-from sm_diffusion.training.sharding import ShardSettings, shard_predictor
-from sm_diffusion.training.strategies import ShardedStrategy
+from sm_diffusion.planning import devices as plan_scale
+from sm_diffusion.planning import plan
+from sm_diffusion.training.checkpoints.writer import Writer
+from sm_diffusion.training.strategies.base import ShardedStrategy
+from sm_diffusion.training.strategies.sharding import ShardSettings, shard_predictor
 
 # Sizes that 4 devices divide, so that no shard is padded.
 SHAPE = DiTShape(vocab_size=40, width=32, num_blocks=3, num_heads=2, cond_width=16)

@@ -10,10 +10,13 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from sm_diffusion import tools
+from sm_diffusion.cli import main as cli
 from sm_diffusion.diffusion.soft_mask import confidence
-from sm_diffusion.tools import cli, figures, plot_points, plots, run_logs
-from sm_diffusion.tools.collect import Collected, Row
+from sm_diffusion.reproduction import experiment as experiments
+from sm_diffusion.reproduction import run_logs
+from sm_diffusion.reproduction.collect import Collected, Row
+from sm_diffusion.reproduction.report import figures, plots
+from sm_diffusion.reproduction.report import points as plot_points
 from sm_diffusion.types import UserError
 from tests.unit.test_tools_experiment import make_experiment, make_metrics, make_run
 
@@ -206,7 +209,7 @@ def test_points_of_evaluations() -> None:
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tools, "EXPERIMENTS", make_experiment(tmp_path / "experiments"))
+    monkeypatch.setattr(experiments, "EXPERIMENTS", make_experiment(tmp_path / "experiments"))
     runs = Path("runs")
     assert cli.main(["plot", "toy"]) == 2
     err = capsys.readouterr().err

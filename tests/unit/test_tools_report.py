@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sm_diffusion import tools
+from sm_diffusion.cli import main as cli
+from sm_diffusion.cli.sample import FORMAT
 from sm_diffusion.evaluation.results import write_json
-from sm_diffusion.tools import cli, report
-from sm_diffusion.tools.sample import FORMAT
+from sm_diffusion.reproduction import experiment as experiments
+from sm_diffusion.reproduction.report import report
 from tests.unit.test_tools_experiment import make_experiment, make_metrics, make_run, row_config
 
 HEADER = "epoch,omega/a,omega/b,omega/s,step,train/loss,val/nll"
@@ -62,7 +63,7 @@ def recording(text: str) -> dict[str, object]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The report of a toy experiment with two rows run, one recording and one folder of judged samples."""
     root = tmp_path_factory.mktemp("report")
-    experiment = tools.load_experiment("toy", make_experiment(root / "experiments", {"title": "<Toy> & co"}))
+    experiment = experiments.load_experiment("toy", make_experiment(root / "experiments", {"title": "<Toy> & co"}))
     runs = root / "runs"
     machine = {"cpu": "Test CPU", "cores": 2}
     samples = root / "samples"
@@ -118,7 +119,7 @@ def test_trajectories_are_the_viewers_page(page: str) -> None:
 
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(tools, "EXPERIMENTS", make_experiment(tmp_path / "experiments"))
+    monkeypatch.setattr(experiments, "EXPERIMENTS", make_experiment(tmp_path / "experiments"))
     make_run(tmp_path / "runs", "binary")
     assert cli.main(["report", str(tmp_path / "runs" / "toy")]) == 0
     out = tmp_path / "runs" / "toy" / "report.html"

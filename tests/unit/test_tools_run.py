@@ -18,12 +18,14 @@ import yaml
 from filelock import FileLock
 from hydra.types import RunMode
 
-from sm_diffusion import tools
+from sm_diffusion import paths
+from sm_diffusion.cli import main as cli
 from sm_diffusion.config import store
 from sm_diffusion.evaluation.results import read_json, write_json
-from sm_diffusion.tools import cli, rows, run
-from sm_diffusion.tools.row_programs import quoted
-from sm_diffusion.tools.workers import Processes, Terminal, call, log_of
+from sm_diffusion.reproduction import experiment as experiments
+from sm_diffusion.reproduction import rows, run
+from sm_diffusion.reproduction.programs import quoted
+from sm_diffusion.reproduction.workers import Processes, Terminal, call, log_of
 from sm_diffusion.types import UserError
 from tests.unit.test_tools_experiment import make_experiment, make_run, row_config
 
@@ -107,7 +109,7 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trainer:
     """The toy experiment in a fresh working directory, train.py replaced."""
     fake = Trainer()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tools, "EXPERIMENTS", make_experiment(tmp_path / "experiments"))
+    monkeypatch.setattr(experiments, "EXPERIMENTS", make_experiment(tmp_path / "experiments"))
     monkeypatch.setattr(rows, "compose_row", compose)
     monkeypatch.setattr(run, "call", fake)
     return fake
@@ -128,7 +130,7 @@ def test_runs_all_then_nothing(trainer: Trainer, capsys: pytest.CaptureFixture[s
 
 
 def test_order_follows_what_rows_start_from(trainer: Trainer) -> None:
-    (tools.EXPERIMENTS / "toy" / "experiment.yaml").write_text("rows: [soft, pretrain, binary]")
+    (experiments.EXPERIMENTS / "toy" / "experiment.yaml").write_text("rows: [soft, pretrain, binary]")
     assert cli.main(["run", "toy"]) == 0
     assert rows_of(trainer) == ["pretrain", "soft", "binary"]
 
@@ -140,7 +142,7 @@ def test_circle_is_refused(trainer: Trainer) -> None:
         return config | {"init_from": f"runs/toy/{other}/checkpoints/last.ckpt"}
 
     with pytest.raises(UserError, match="in a circle: pretrain, soft"):
-        rows.plan_runs(tools.load_experiment("toy"), compose=circle)
+        rows.plan_runs(experiments.load_experiment("toy"), compose=circle)
 
 
 def test_dry_run_says_and_does_nothing(trainer: Trainer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,7 +173,7 @@ def test_extra_overrides_and_another_folder(trainer: Trainer, tmp_path: Path) ->
     assert cli.main(["run", "toy", "trainer.max_steps=5", "--runs", "smoke", "--only", "pretrain"]) == 0
     assert trainer.calls == [["experiments=toy/pretrain", "trainer.max_steps=5", "output_dir=smoke/toy/pretrain"]]
     assert cli.main(["run", "toy", "--dry-run", "--runs", str(elsewhere), "trainer.max_steps=5"]) == 0
-    planned = rows.plan_runs(tools.load_experiment("toy"), runs=elsewhere, compose=compose)
+    planned = rows.plan_runs(experiments.load_experiment("toy"), runs=elsewhere, compose=compose)
     assert f"output_dir='{elsewhere}/toy/soft'" in planned[2].overrides
     assert f"init_from='{elsewhere}/toy/pretrain/checkpoints/last.ckpt'" in planned[2].overrides
 
@@ -220,7 +222,7 @@ def test_results_without_success_are_not_believed(trainer: Trainer, monkeypatch:
 
 
 def _execute(**options: Any) -> None:
-    experiment = tools.load_experiment("toy")
+    experiment = experiments.load_experiment("toy")
     planned = rows.plan_runs(experiment, compose=compose)
     run.execute(planned, planned, name="toy", workers=Terminal(run.call), **options)
 
@@ -286,15 +288,15 @@ def test_wrong_seeds(trainer: Trainer, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.fixture
 def evaluated(trainer: Trainer) -> Trainer:
     """The toy experiment with an evaluation row, `samples`, of `soft`."""
-    folder = tools.EXPERIMENTS / "toy"
+    folder = experiments.EXPERIMENTS / "toy"
     (folder / "samples.yaml").write_text("# @package _global_\ncheckpoint: runs/toy/soft/checkpoints/last.ckpt\n")
     (folder / "experiment.yaml").write_text("rows: [pretrain, binary, soft]\neval_rows: [samples]\n")
     return trainer
 
 
 def test_evaluation_rows_run_after_what_they_evaluate(evaluated: Trainer) -> None:
-    assert tools.load_experiment("toy").rows == ("pretrain", "binary", "soft", "samples")
-    (tools.EXPERIMENTS / "toy" / "experiment.yaml").write_text("rows: [samples, soft]\neval_rows: [samples]\n")
+    assert experiments.load_experiment("toy").rows == ("pretrain", "binary", "soft", "samples")
+    (experiments.EXPERIMENTS / "toy" / "experiment.yaml").write_text("rows: [samples, soft]\neval_rows: [samples]\n")
     assert cli.main(["run", "toy"]) == 0
     assert rows_of(evaluated) == ["pretrain", "soft", "samples", "binary"]
     assert cli.main(["run", "toy"]) == 0
@@ -308,7 +310,7 @@ def test_evaluation_rows_of_other_seeds_take_their_checkpoint(evaluated: Trainer
 
 
 def test_seeds_of_the_experiment_are_the_default(evaluated: Trainer, capsys: pytest.CaptureFixture[str]) -> None:
-    (tools.EXPERIMENTS / "toy" / "experiment.yaml").write_text("seeds: [1, 7]\neval_rows: [samples]\n")
+    (experiments.EXPERIMENTS / "toy" / "experiment.yaml").write_text("seeds: [1, 7]\neval_rows: [samples]\n")
     assert cli.main(["run", "toy", "--dry-run"]) == 0
     assert capsys.readouterr().out.count("samples-seed7: to run") == 1
 
@@ -354,15 +356,15 @@ def test_overrides_go_to_the_rows_that_know_them(evaluated: Trainer, capsys: pyt
     out = capsys.readouterr().out
     assert "train.py experiments=toy/soft trainer.max_steps=5\n" in out
     assert "eval.py experiments=toy/samples weights=raw\n" in out
-    (tools.EXPERIMENTS / "toy" / "experiment.yaml").write_text("rows: [pretrain]\n")
-    (tools.EXPERIMENTS / "toy" / "samples.yaml").unlink()
+    (experiments.EXPERIMENTS / "toy" / "experiment.yaml").write_text("rows: [pretrain]\n")
+    (experiments.EXPERIMENTS / "toy" / "samples.yaml").unlink()
     assert cli.main(["run", "toy", "--dry-run", "weights=raw"]) == 2
     assert "weights=raw: no row of toy takes it" in capsys.readouterr().err
 
 
 def test_rows_of_other_experiments_are_run_first(trainer: Trainer) -> None:
     """A training row of another experiment is one start for all seeds; an evaluation follows its seed."""
-    folder = tools.EXPERIMENTS / "later"
+    folder = experiments.EXPERIMENTS / "later"
     folder.mkdir()
     (folder / "tuned.yaml").write_text("")
     (folder / "samples.yaml").write_text("")
@@ -374,7 +376,7 @@ def test_rows_of_other_experiments_are_run_first(trainer: Trainer) -> None:
             config["output_dir"] = "runs/later/tuned"
         return config
 
-    planned = rows.plan_runs(tools.load_experiment("later"), seeds=[2], compose=composed)
+    planned = rows.plan_runs(experiments.load_experiment("later"), seeds=[2], compose=composed)
     assert [(item.experiment, item.folder.name) for item in planned] == [
         ("toy", "pretrain"),
         ("later", "tuned-seed2"),
@@ -382,7 +384,7 @@ def test_rows_of_other_experiments_are_run_first(trainer: Trainer) -> None:
         ("toy", "soft-seed2"),
         ("later", "samples-seed2"),
     ]
-    assert run.selected(planned, ["samples"], tools.load_experiment("later")) == [planned[-1]]
+    assert run.selected(planned, ["samples"], experiments.load_experiment("later")) == [planned[-1]]
 
 
 def test_runs_that_log_to_wandb_are_a_group(trainer: Trainer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -415,7 +417,7 @@ class Recorder(Processes):
 
 
 def test_independent_runs_go_at_once_and_dependent_ones_wait(evaluated: Trainer) -> None:
-    planned = rows.plan_runs(tools.load_experiment("toy"), compose=compose)
+    planned = rows.plan_runs(experiments.load_experiment("toy"), compose=compose)
     workers = Recorder(3, evaluated)
     run.execute(planned, planned, name="toy", overwrite=False, workers=workers)
     assert workers.most == 2  # binary and soft
@@ -424,7 +426,7 @@ def test_independent_runs_go_at_once_and_dependent_ones_wait(evaluated: Trainer)
 
 def test_a_failure_among_several_starts_nothing_new_and_shows_the_log(trainer: Trainer) -> None:
     trainer.fails_at = "pretrain"
-    planned = rows.plan_runs(tools.load_experiment("toy"), seeds=[1, 2], compose=compose)
+    planned = rows.plan_runs(experiments.load_experiment("toy"), seeds=[1, 2], compose=compose)
     with pytest.raises(UserError, match=r"row pretrain .seed 1. failed, status 3") as error:
         run.execute(planned, planned, name="toy", overwrite=False, workers=Recorder(2, trainer))
     assert "the end of its log" in str(error.value)
@@ -499,7 +501,7 @@ time.sleep(120)
 """
 PARENT = """
 import sys
-from sm_diffusion.tools.workers import call
+from sm_diffusion.reproduction.workers import call
 sys.exit(call([sys.executable, *sys.argv[1:]]))
 """
 
@@ -515,7 +517,7 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 def test_sigterm_reaches_the_run_and_is_waited_for(tmp_path: Path) -> None:
     (tmp_path / "child.py").write_text(CHILD)
     command = [sys.executable, "-c", PARENT, str(tmp_path / "child.py"), str(tmp_path)]
-    with subprocess.Popen(command, cwd=tools.ROOT, env={**os.environ, "PYTHONPATH": str(tools.ROOT)}) as parent:
+    with subprocess.Popen(command, cwd=paths.ROOT, env={**os.environ, "PYTHONPATH": str(paths.ROOT)}) as parent:
         _wait_for((tmp_path / "ready").exists)
         parent.send_signal(signal.SIGTERM)
         assert parent.wait(timeout=60) == 128 + signal.SIGTERM

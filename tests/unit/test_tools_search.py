@@ -10,9 +10,10 @@ from typing import ClassVar
 
 import pytest
 
+from sm_diffusion.cli import main as cli
 from sm_diffusion.evaluation.results import write_json
-from sm_diffusion.tools import cli, search
-from sm_diffusion.tools.workers import Processes
+from sm_diffusion.reproduction.search import search
+from sm_diffusion.reproduction.workers import Processes
 
 pytest.importorskip("optuna")
 WORDS = ["experiments=mini_owt_continuation/english", "optim.lr=tag(log,interval(1e-4,1e-1))"]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sm_diffusion.tools.stats import bootstrap_interval, difference, student_interval
+from sm_diffusion.reproduction.stats import bootstrap_interval, difference, student_interval
 
 
 def test_two_or_three_values_give_their_range() -> None:

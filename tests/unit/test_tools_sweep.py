@@ -9,8 +9,10 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from sm_diffusion.config.search import parse_search
-from sm_diffusion.tools import cli, config_cmd, sweep
+from sm_diffusion.cli import config as config_cmd
+from sm_diffusion.cli import main as cli
+from sm_diffusion.config.search_space import parse_search
+from sm_diffusion.reproduction.search import sweep
 from sm_diffusion.types import UserError
 
 ROW = "experiments=quickstart/sm_updates"

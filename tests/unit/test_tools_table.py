@@ -15,9 +15,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sm_diffusion import tools
-from sm_diffusion.tools import cli, code_version
-from sm_diffusion.tools.table import report
+from sm_diffusion import paths
+from sm_diffusion.cli import main as cli
+from sm_diffusion.reproduction import code_version, state
+from sm_diffusion.reproduction import experiment as experiments
+from sm_diffusion.reproduction.report.table import report
 from sm_diffusion.types import UserError
 from tests.unit.test_tools_experiment import make_experiment, make_run, row_config
 
@@ -25,22 +27,22 @@ SOURCES = '{"sources": {"a": "x"}, "expected": '
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> tools.Experiment:
-    return tools.load_experiment("toy", make_experiment(tmp_path / "experiments"))
+def toy(tmp_path: Path) -> experiments.Experiment:
+    return experiments.load_experiment("toy", make_experiment(tmp_path / "experiments"))
 
 
 def line_of(text: str, start: str) -> str:
     return next(line for line in text.splitlines() if line.startswith(start))
 
 
-def test_nothing_run_is_said_everywhere(toy: tools.Experiment, tmp_path: Path) -> None:
+def test_nothing_run_is_said_everywhere(toy: experiments.Experiment, tmp_path: Path) -> None:
     text = report(toy, runs=tmp_path / "runs")
     for row in ("pretrain", "binary", "soft"):
         assert line_of(text, row).split() == [row, "0", *["not", "run"] * 7][: len(line_of(text, row).split())]
     assert "0.0" not in text
 
 
-def test_one_row_is_not_run_and_others_are(toy: tools.Experiment, tmp_path: Path) -> None:
+def test_one_row_is_not_run_and_others_are(toy: experiments.Experiment, tmp_path: Path) -> None:
     make_run(tmp_path, "pretrain", ppl=12.5)
     make_run(tmp_path, "soft", ppl=11.25)
     text = report(toy, runs=tmp_path)
@@ -64,12 +66,12 @@ def test_width_holds_with_long_names_and_spreads(tmp_path: Path) -> None:
             run = make_run(tmp_path / "runs", row, seed=seed, ppl=11 + seed / 7)
             suffix = "" if seed == 1 else f"-seed{seed}"
             run.rename(run.with_name(f"{row}_continued_at_equal_compute{suffix}"))
-    text = report(tools.load_experiment("toy", folder), runs=tmp_path / "runs")
+    text = report(experiments.load_experiment("toy", folder), runs=tmp_path / "runs")
     assert max(map(len, text.splitlines())) <= 110
     assert "11.21 ± 0.10 [11.14, 11.29]" in text
 
 
-def test_mean_deviation_and_verdict_over_paired_seeds(toy: tools.Experiment, tmp_path: Path) -> None:
+def test_mean_deviation_and_verdict_over_paired_seeds(toy: experiments.Experiment, tmp_path: Path) -> None:
     for seed, base in ((1, 11.0), (2, 12.0), (3, 13.0)):
         make_run(tmp_path, "binary", seed=seed, ppl=base + 0.5)
         make_run(tmp_path, "soft", seed=seed, ppl=base + 0.001 * seed)
@@ -90,12 +92,12 @@ def test_chosen_pairs_and_missing_seeds(tmp_path: Path) -> None:
     folder = make_experiment(tmp_path / "e", {"compare": [["soft", "binary"], ["soft", "pretrain"]]})
     make_run(tmp_path, "soft", seed=1)
     make_run(tmp_path, "binary", seed=2)
-    text = report(tools.load_experiment("toy", folder), runs=tmp_path)
+    text = report(experiments.load_experiment("toy", folder), runs=tmp_path)
     assert "soft - binary: val PPL cannot be compared: the rows share no seed" in text
     assert "soft - pretrain: not run" in text
 
 
-def test_nan_is_said_and_never_the_best(toy: tools.Experiment, tmp_path: Path) -> None:
+def test_nan_is_said_and_never_the_best(toy: experiments.Experiment, tmp_path: Path) -> None:
     make_run(tmp_path, "binary", metrics={"val/ppl": math.nan, "val/nll": math.nan})
     make_run(tmp_path, "soft", ppl=11.0)
     text = report(toy, runs=tmp_path)
@@ -104,7 +106,7 @@ def test_nan_is_said_and_never_the_best(toy: tools.Experiment, tmp_path: Path) -
     assert "binary - soft: val PPL NaN" in text
 
 
-def test_by_seed(toy: tools.Experiment, tmp_path: Path) -> None:
+def test_by_seed(toy: experiments.Experiment, tmp_path: Path) -> None:
     make_run(tmp_path, "soft", seed=1, ppl=11.0)
     make_run(tmp_path, "soft", seed=7, ppl=12.0)
     text = report(toy, runs=tmp_path, by_seed=True)
@@ -113,14 +115,16 @@ def test_by_seed(toy: tools.Experiment, tmp_path: Path) -> None:
     assert ["soft", "7", "12.00"] in lines
 
 
-def write_expected(toy: tools.Experiment, *entries: tuple[str, str, float, float | None, str], **more: Any) -> None:
+def write_expected(
+    toy: experiments.Experiment, *entries: tuple[str, str, float, float | None, str], **more: Any
+) -> None:
     keys = ("row", "metric", "value", "tolerance", "source")
     content = {"sources": {"notes": "paper " * 30, "own": "an earlier run"}, **more}
     content["expected"] = [dict(zip(keys, entry)) for entry in entries]
     (toy.folder / "expected.json").write_text(json.dumps(content))
 
 
-def test_expected_values_stand_beside_ours(toy: tools.Experiment, tmp_path: Path) -> None:
+def test_expected_values_stand_beside_ours(toy: experiments.Experiment, tmp_path: Path) -> None:
     write_expected(
         toy,
         ("soft", "val/ppl", 11.2, 0.1, "own"),
@@ -170,13 +174,15 @@ def test_expected_values_stand_beside_ours(toy: tools.Experiment, tmp_path: Path
         ),
     ],
 )
-def test_wrong_expectations_name_the_entry(toy: tools.Experiment, tmp_path: Path, content: str, words: str) -> None:
+def test_wrong_expectations_name_the_entry(
+    toy: experiments.Experiment, tmp_path: Path, content: str, words: str
+) -> None:
     (toy.folder / "expected.json").write_text(content)
     with pytest.raises(UserError, match=rf"expected\.json.*{words}"):
         report(toy, runs=tmp_path)
 
 
-def test_two_code_versions_are_shown_apart(toy: tools.Experiment, tmp_path: Path) -> None:
+def test_two_code_versions_are_shown_apart(toy: experiments.Experiment, tmp_path: Path) -> None:
     for seed in (1, 2):
         make_run(tmp_path, "soft", seed=seed, ppl=11.0 if seed == 1 else 13.0, git_commit=f"{seed}" * 40)
         make_run(tmp_path, "binary", seed=seed, ppl=12.0, git_commit="1" * 40)
@@ -193,7 +199,7 @@ def test_two_code_versions_are_shown_apart(toy: tools.Experiment, tmp_path: Path
     assert found["soft", "2222222222"] == "13.0"
 
 
-def test_uncommitted_changes_are_another_version(toy: tools.Experiment, tmp_path: Path) -> None:
+def test_uncommitted_changes_are_another_version(toy: experiments.Experiment, tmp_path: Path) -> None:
     make_run(tmp_path, "soft", git_dirty=True)
     make_run(tmp_path, "binary", git_dirty=False)
     text = " ".join(report(toy, runs=tmp_path).split())
@@ -209,23 +215,25 @@ def test_commits_with_the_same_sources_are_one_version(monkeypatch: pytest.Monke
 
 
 def test_sources_of_a_commit_leave_the_tools_out() -> None:
-    if shutil.which("git") is None or not (tools.ROOT / ".git").exists():
+    if shutil.which("git") is None or not (paths.ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    done = subprocess.run(["git", "-C", str(tools.ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    done = subprocess.run(["git", "-C", str(paths.ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     found = code_version._sources(done.stdout.strip())
     assert found is not None
     assert "sm_diffusion/diffusion" in found
     assert "train.py" in found
-    assert "sm_diffusion/tools" not in found
+    assert "sm_diffusion/reproduction" not in found
     assert code_version._sources("0" * 40) is None
 
 
-def test_warnings_of_mixed_settings_missing_cells_and_unfinished_runs(toy: tools.Experiment, tmp_path: Path) -> None:
+def test_warnings_of_mixed_settings_missing_cells_and_unfinished_runs(
+    toy: experiments.Experiment, tmp_path: Path
+) -> None:
     make_run(tmp_path, "soft", seed=1)
     other = row_config("soft", 2, trainer={"max_steps": 7})
     make_run(tmp_path, "soft", seed=2, config=other, metrics={"val/ppl": 9.0})
     (make_run(tmp_path, "binary") / "results.json").unlink()
-    (make_run(tmp_path, "pretrain") / tools.STALE_MARK).touch()
+    (make_run(tmp_path, "pretrain") / state.STALE_MARK).touch()
     text = " ".join(report(toy, runs=tmp_path).split())
     assert "warning: soft: its seeds were run with different settings" in text
     assert "warning: soft: val/bits_per_byte is missing with seed 2" in text
@@ -235,7 +243,7 @@ def test_warnings_of_mixed_settings_missing_cells_and_unfinished_runs(toy: tools
     assert f"warning: {tmp_path / 'toy' / 'pretrain'}: what it starts from was trained again since" in text
 
 
-def test_csv_is_tidy_and_not_rounded(toy: tools.Experiment, tmp_path: Path) -> None:
+def test_csv_is_tidy_and_not_rounded(toy: experiments.Experiment, tmp_path: Path) -> None:
     make_run(tmp_path, "soft", ppl=11.123456789)
     write_expected(toy, ("soft", "val/ppl", 11, 1, "own"))
     lines = list(csv.DictReader(io.StringIO(report(toy, runs=tmp_path, style="csv"))))
@@ -247,7 +255,7 @@ def test_csv_is_tidy_and_not_rounded(toy: tools.Experiment, tmp_path: Path) -> N
     assert found["binary", "val/ppl"]["mean"] == "not run"
 
 
-def test_markdown(toy: tools.Experiment, tmp_path: Path) -> None:
+def test_markdown(toy: experiments.Experiment, tmp_path: Path) -> None:
     make_run(tmp_path, "soft", ppl=11.25)
     text = report(toy, runs=tmp_path, style="markdown")
     assert text.startswith("### Toy")
@@ -259,7 +267,7 @@ def test_latex_escapes_every_cell(tmp_path: Path) -> None:
     folder = make_experiment(tmp_path / "e", {"title": "50 % & more_", "notes": "a\nb"})
     for seed in (1, 2):
         make_run(tmp_path, "soft", seed=seed, ppl=11 + seed)
-    text = report(tools.load_experiment("toy", folder), runs=tmp_path, style="latex")
+    text = report(experiments.load_experiment("toy", folder), runs=tmp_path, style="latex")
     assert r"\caption{50 \% \& more\_}" in text
     assert r"soft & 2 & 12.50 $\pm$ 0.71 [12.00, 13.00] &" in text
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
@@ -271,7 +279,7 @@ def test_latex_escapes_every_cell(tmp_path: Path) -> None:
 def test_html_is_whole_escaped_and_well_formed(tmp_path: Path) -> None:
     folder = make_experiment(tmp_path / "e", {"title": "<Toy> & co"})
     make_run(tmp_path, "soft", ppl=11.25)
-    text = report(tools.load_experiment("toy", folder), runs=tmp_path, style="html")
+    text = report(experiments.load_experiment("toy", folder), runs=tmp_path, style="html")
     assert "<h1>&lt;Toy&gt; &amp; co</h1>" in text
     assert '<td class="l">soft</td><td class="l">1</td><td>11.25</td>' in text
     assert '<td class="none">not run</td>' in text
@@ -282,13 +290,13 @@ def test_html_is_whole_escaped_and_well_formed(tmp_path: Path) -> None:
 def test_columns_of_the_experiment(tmp_path: Path) -> None:
     folder = make_experiment(tmp_path / "e", {"columns": ["val/bits_per_byte", "gen/entropy"]})
     make_run(tmp_path, "soft", metrics={"val/bits_per_byte": 2.5, "gen/entropy": 5.25})
-    text = report(tools.load_experiment("toy", folder), runs=tmp_path)
+    text = report(experiments.load_experiment("toy", folder), runs=tmp_path)
     assert line_of(text, "row").split()[:4] == ["row", "n", "bits/byte", "gen/entropy"]
     assert line_of(text, "soft").split()[:4] == ["soft", "1", "2.500", "5.250"]
 
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(tools, "EXPERIMENTS", make_experiment(tmp_path / "e"))
+    monkeypatch.setattr(experiments, "EXPERIMENTS", make_experiment(tmp_path / "e"))
     make_run(tmp_path / "runs", "soft", ppl=11.25)
     assert cli.main(["table", "toy", "--runs", str(tmp_path / "runs")]) == 0
     assert "11.25" in capsys.readouterr().out

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import pytest
 import wandb
 
-from sm_diffusion import tools
-from sm_diffusion.config.publish import publish, summary_of
+from sm_diffusion.app.publish import publish, summary_of
+from sm_diffusion.cli import main as cli
 from sm_diffusion.evaluation.results import read_results
-from sm_diffusion.tools import cli
-from sm_diffusion.tools.table import report
+from sm_diffusion.reproduction import experiment as experiments
+from sm_diffusion.reproduction.report.table import report
 from sm_diffusion.types import UserError
 from tests.unit.test_tools_experiment import make_experiment, make_run
 
@@ -46,8 +46,8 @@ def api(monkeypatch: pytest.MonkeyPatch) -> type[FakeApi]:
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> tools.Experiment:
-    return tools.load_experiment("toy", make_experiment(tmp_path / "experiments"))
+def toy(tmp_path: Path) -> experiments.Experiment:
+    return experiments.load_experiment("toy", make_experiment(tmp_path / "experiments"))
 
 
 def uploaded(folder: Path, *, state: str = "finished", **summary: Any) -> SimpleNamespace:
@@ -64,7 +64,7 @@ def uploaded(folder: Path, *, state: str = "finished", **summary: Any) -> Simple
     )
 
 
-def test_table_is_that_of_the_folders(toy: tools.Experiment, tmp_path: Path, api: type[FakeApi]) -> None:
+def test_table_is_that_of_the_folders(toy: experiments.Experiment, tmp_path: Path, api: type[FakeApi]) -> None:
     runs = tmp_path / "runs"
     for seed in (1, 2):
         for row in ("pretrain", "soft"):
@@ -73,7 +73,7 @@ def test_table_is_that_of_the_folders(toy: tools.Experiment, tmp_path: Path, api
     assert report(toy, runs="wandb:team/project", style="csv") == report(toy, runs=runs, style="csv")
 
 
-def test_what_is_odd_is_said(toy: tools.Experiment, tmp_path: Path, api: type[FakeApi]) -> None:
+def test_what_is_odd_is_said(toy: experiments.Experiment, tmp_path: Path, api: type[FakeApi]) -> None:
     old = uploaded(make_run(tmp_path / "old", "soft", ppl=99.0))
     new = uploaded(make_run(tmp_path / "new", "soft", ppl=11.0))
     api.runs_of = [
@@ -92,7 +92,7 @@ def test_what_is_odd_is_said(toy: tools.Experiment, tmp_path: Path, api: type[Fa
     assert "warning: pretrain: val/ppl is NaN with seed 1" in text
 
 
-def test_nothing_there_is_said(toy: tools.Experiment, api: type[FakeApi]) -> None:
+def test_nothing_there_is_said(toy: experiments.Experiment, api: type[FakeApi]) -> None:
     text = report(toy, runs="wandb:team/project")
     assert "holds no run named toy/<row>" in text
     assert "not run" in text
@@ -112,7 +112,7 @@ def test_nothing_there_is_said(toy: tools.Experiment, api: type[FakeApi]) -> Non
         (ValueError("Could not find project x"), r"cannot be read \(Could not find project x\)"),
     ],
 )
-def test_failures_are_one_line(toy: tools.Experiment, api: type[FakeApi], error: Exception, words: str) -> None:
+def test_failures_are_one_line(toy: experiments.Experiment, api: type[FakeApi], error: Exception, words: str) -> None:
     api.fails = error
     with pytest.raises(UserError, match=words) as found:
         report(toy, runs="wandb:team/project")
@@ -120,9 +120,9 @@ def test_failures_are_one_line(toy: tools.Experiment, api: type[FakeApi], error:
 
 
 def test_missing_package_and_wrong_path(
-    toy: tools.Experiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    toy: experiments.Experiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tools, "EXPERIMENTS", toy.folder.parent)
+    monkeypatch.setattr(experiments, "EXPERIMENTS", toy.folder.parent)
     assert cli.main(["table", "toy", "--from", "wandb:project"]) == 2
     assert capsys.readouterr().err == "error: wandb:project: give wandb:entity/project\n"
     monkeypatch.setitem(sys.modules, "wandb", None)

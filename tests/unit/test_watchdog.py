@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from sm_diffusion.training import heartbeat
-from sm_diffusion.training.heartbeat import Beat, conclude, ended_ranks
-from sm_diffusion.training.watchdog import VERDICT, Watchdog
+from sm_diffusion.training.watchdog.heartbeat import Beat, conclude, ended_ranks
+from sm_diffusion.training.watchdog.watchdog import VERDICT, Watchdog, heartbeat
 from sm_diffusion.types import UserError
 
 HOST = "here"

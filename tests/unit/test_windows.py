@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sm_diffusion.config.build import extra_pass_share
-from sm_diffusion.config.build_sampler import build_strength
+from sm_diffusion.app.build import extra_pass_share
+from sm_diffusion.app.build_sampler import build_strength
+from sm_diffusion.app.validate import validate_train
 from sm_diffusion.config.schema_sampler import AncestralConfig
 from sm_diffusion.config.store import compose_config
-from sm_diffusion.config.validate import validate_train
 from sm_diffusion.diffusion.soft_mask import WindowStrength
-from sm_diffusion.training.window import StepWindow
+from sm_diffusion.training.feedback_window import StepWindow
 from sm_diffusion.types import UserError
 
 
@@ -57,7 +57,7 @@ def test_decode_window() -> None:
 def test_training_spends_the_extra_pass_inside_the_window_only(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sm_diffusion.config.programs import train
+    from sm_diffusion.app.train import train
     from tests.helpers.runs import write_corpus
 
     root = tmp_path_factory.mktemp("window")

@@ -1,0 +1,123 @@
+"""What eval.py runs: load a checkpoint, run an evaluator, write `results.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from sm_diffusion.app.build import EVALUATION_SEED, build_module, build_predictor
+from sm_diffusion.app.build_data import build_datamodule
+from sm_diffusion.app.build_generative import Evaluated, build_generative, build_zero_shot
+from sm_diffusion.app.build_scores import evaluate_scores
+from sm_diffusion.app.console import is_first_rank, quiet_libraries, say
+from sm_diffusion.app.load import load_weights, run_config
+from sm_diffusion.app.trainer import accelerator_of, precision_of
+from sm_diffusion.app.validate import validate_eval
+from sm_diffusion.config import schema
+from sm_diffusion.config.schema_scores import ScoresConfig
+from sm_diffusion.data.datamodule import TokenDataModule
+from sm_diffusion.denoisers.checkpoints.weights import read_weights
+from sm_diffusion.evaluation.base import EvalContext, EvalResult, Evaluator
+from sm_diffusion.evaluation.perplexity import PerplexityEvaluator
+from sm_diffusion.evaluation.results import environment, sha256_of, write_json
+from sm_diffusion.training.callbacks.training_log import ValidationMetrics
+from sm_diffusion.training.module import DiffusionModule
+from sm_diffusion.types import UserError
+
+
+def evaluate(config: schema.EvalConfig) -> dict[str, Any]:
+    """Load a checkpoint, run the evaluator, write `results.json`."""
+    validate_eval(config)
+    quiet_libraries()
+    if isinstance(config.evaluator, ScoresConfig):
+        scores, model = evaluate_scores(config, config.evaluator)
+        about = {"checkpoint": model.source, "checkpoint_sha256": model.sha256, "checkpoint_step": model.step}
+        return _write(config, scores, about)
+    weights = read_weights(config.checkpoint, weights=config.weights)
+    run = run_config(config, weights)
+    run.data.eval_batch_sequences = config.batch_sequences
+    if isinstance(config.evaluator, schema.PerplexityConfig):
+        run.data.max_validation_sequences = config.evaluator.max_sequences or run.data.max_validation_sequences
+    datamodule = build_datamodule(run.data, seed=run.seed, world_size=config.devices)
+    datamodule.prepare()
+    predictor = build_predictor(run, vocab_size=datamodule.vocab_size, mask_id=datamodule.tokenizer.mask_id)
+    load_weights(predictor, weights)
+    module = build_module(run, predictor, validation_sequences=datamodule.meta.splits["validation"].sequences)
+    context = EvalContext(
+        predictor=predictor,
+        measure_nll=_nll_meter(config, module, datamodule),  # type: ignore[arg-type]
+        bytes_per_token=datamodule.bytes_per_token("validation"),
+        seed=config.seed,
+    )
+    evaluated = Evaluated(config=config, run=run, weights=weights, module=module, datamodule=datamodule)  # type: ignore[arg-type]
+    result = build_evaluator(evaluated).evaluate(context)
+    about = {
+        "checkpoint": str(weights.path),
+        "checkpoint_sha256": sha256_of(weights.path),
+        "checkpoint_step": weights.step,
+    }
+    return _write(config, result, about)
+
+
+def _write(config: schema.EvalConfig, result: EvalResult, about: dict[str, Any]) -> dict[str, Any]:
+    """`results.json`; evaluators without a table of their own have their metrics printed."""
+    results = {
+        "name": config.evaluator.name,
+        "metrics": result.metrics,
+        "protocol": result.protocol,
+        **({"scores": result.scores} if result.scores else {}),
+        **about,
+        "weights": config.weights,
+        "seed": config.seed,
+        "config": asdict(config),
+        **environment(),
+    }
+    if is_first_rank():
+        path = Path(config.output_dir) / "results.json"
+        write_json(path, results)
+        for name, value in [] if result.scores else result.metrics.items():
+            print(f"{name:<34} {value:.6g}")
+        say(f"written to {path}")
+    return results
+
+
+def build_evaluator(evaluated: Evaluated) -> Evaluator:
+    match evaluated.config.evaluator:
+        case schema.PerplexityConfig() as evaluator:
+            return PerplexityEvaluator(feedback=evaluator.feedback, repeats=evaluator.repeats)
+        case schema.GenerativeConfig() as generative:
+            return build_generative(evaluated, generative)
+        case schema.ZeroShotConfig() as zero_shot:
+            return build_zero_shot(evaluated, zero_shot)
+        case other:
+            raise UserError(f"evaluator={other.name}: choose perplexity, generative, zero_shot or a benchmark")
+
+
+def _nll_meter(
+    config: schema.EvalConfig, module: DiffusionModule, datamodule: TokenDataModule
+) -> Callable[[bool, int], float]:
+    accelerator = accelerator_of(config.accelerator)
+    metrics = ValidationMetrics(bytes_per_token=datamodule.bytes_per_token("validation"))
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=config.devices,
+        precision=precision_of(config.precision, accelerator),  # type: ignore[arg-type]
+        callbacks=[metrics],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+    def measure(feedback: bool, seed: int) -> float:
+        module.validation_feedback = feedback
+        module.noise = replace(module.noise, evaluation_seed=EVALUATION_SEED - 1 + seed)
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+        return metrics.latest["val/nll" if feedback else "val/nll_without_feedback"]
+
+    return measure

@@ -1,0 +1,171 @@
+"""What train.py and eval.py run, from a typed configuration to files on disk."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from omegaconf import OmegaConf
+
+from sm_diffusion.app.build import build_module, build_predictor
+from sm_diffusion.app.build_data import build_datamodule
+from sm_diffusion.app.build_hf import write_adapter_folder
+from sm_diffusion.app.build_tokenizer import write_model_card
+from sm_diffusion.app.console import is_first_rank, quiet_libraries, say
+from sm_diffusion.app.publish import publish
+from sm_diffusion.app.trainer import HEARTBEAT, Built, build_trainer
+from sm_diffusion.app.validate import validate_train, validate_vocabulary
+from sm_diffusion.app.validate_hf import check_packages
+from sm_diffusion.config import schema
+from sm_diffusion.data.chat.datamodule import ChatDataModule
+from sm_diffusion.data.datamodule import TokenDataModule
+from sm_diffusion.denoisers.checkpoints.weights import Weights, check_fits, load_into, read_weights
+from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
+from sm_diffusion.evaluation.results import environment, read_json, sha256_of, write_json
+from sm_diffusion.training.checkpoints import store as ckpt_store
+from sm_diffusion.training.compiling import compile_blocks
+from sm_diffusion.training.module import DiffusionModule
+
+
+def train(config: schema.TrainConfig) -> dict[str, Any]:
+    """Train, validate, and write the run folder; returns what `results.json` holds."""
+    validate_train(config)
+    check_packages(config)
+    quiet_libraries()
+    if config.trainer.threads is not None:
+        torch.set_num_threads(config.trainer.threads)
+    folder = Path(config.output_dir)
+    world_size = config.trainer.devices * config.trainer.num_nodes
+    datamodule = build_datamodule(config.data, seed=config.seed, world_size=world_size)
+    datamodule.prepare()
+    validate_vocabulary(config, datamodule.vocab_size)
+
+    L.seed_everything(config.seed, verbose=False)
+    predictor = build_predictor(
+        config, vocab_size=datamodule.vocab_size, mask_id=datamodule.tokenizer.mask_id
+    )
+    if config.init_from is not None:
+        initialise(predictor, read_weights(config.init_from, weights=config.init_weights))
+    if config.trainer.compile:
+        count = compile_blocks(predictor, backend=config.trainer.compile_backend)
+        say(f"{config.name}: {count} blocks are compiled by the first step, which takes its time")
+    module = build_module(
+        config, predictor, validation_sequences=datamodule.meta.splits["validation"].sequences
+    )
+    module.provenance["tokenizer"] = datamodule.tokenizer.files()  # so that the checkpoint is enough to use it
+    ckpt_path = _checkpoint_to_continue(config, module)
+    if is_first_rank():
+        _start_folder(config, folder, predictor)
+    built = build_trainer(config, bytes_per_token=datamodule.bytes_per_token("validation"))
+    try:
+        built.trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        results = _finish(config, built, module, datamodule)
+    except BaseException as error:
+        instead = built.watchdog.close(error)
+        if instead is None:
+            raise
+        raise instead from None
+    built.watchdog.close()
+    return results
+
+
+def _checkpoint_to_continue(config: schema.TrainConfig, module: DiffusionModule) -> str | None:
+    """The checkpoint this run goes on from, cleaned up, verified and found to fit by the first process."""
+    folder = Path(config.output_dir) / "checkpoints"
+    path = Path(config.ckpt_path) if config.ckpt_path not in (None, "last", "auto") else folder / "last.ckpt"
+    if is_first_rank():
+        for line in ckpt_store.recover(folder):
+            say(line)
+    if config.ckpt_path is None or (config.ckpt_path == "auto" and not ckpt_store.exists(path)):
+        return None
+    if is_first_rank():
+        if config.callbacks.checkpoint.verify:
+            ckpt_store.verify(path)
+        if not path.is_dir():  # shards are compared when they are read
+            check_fits(module, path)
+    return str(path)
+
+
+def initialise(predictor: Predictor, weights: Weights) -> None:
+    """Start from a checkpoint: MDLM -> SM keeps the configured omegas, SM -> SM takes the checkpoint's."""
+    load_into(predictor.denoiser, weights.denoiser, source=weights.path, what="model")
+    if isinstance(predictor, SoftMaskPredictor):
+        own = predictor.soft_mask.state_dict()
+        loaded = {name: value for name, value in weights.soft_mask.items() if name in own}
+        if loaded:
+            load_into(predictor.soft_mask, loaded, source=weights.path, what="soft mask")
+        say(f"initialised from {weights.path} ({'omegas too' if loaded else 'the omegas start as configured'})")
+    else:
+        say(f"initialised from {weights.path}" + (" (its omegas are not used)" if weights.soft_mask else ""))
+
+
+def _start_hash(config: schema.TrainConfig, folder: Path) -> str | None:
+    """Of the checkpoint this run began with: a run that goes on keeps the one it noted."""
+    noted = folder / "environment.json"
+    if config.ckpt_path is not None and noted.is_file():
+        found = read_json(noted).get("init_sha256")
+        return found if isinstance(found, str) else None
+    if config.init_from is None or not Path(config.init_from).is_file():
+        return None
+    return sha256_of(Path(config.init_from))
+
+
+def _start_folder(config: schema.TrainConfig, folder: Path, predictor: Predictor) -> None:
+    if config.overwrite and config.ckpt_path is None and folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").unlink(missing_ok=True)
+    made_from = _start_hash(config, folder)
+    shutil.rmtree(folder / HEARTBEAT, ignore_errors=True)
+    OmegaConf.save(OmegaConf.create(asdict(config)), folder / "config.yaml")
+    write_json(folder / "environment.json", environment() | {"init_sha256": made_from})
+    rows = [f"{p.numel():>14,}  {tuple(p.shape)!s:<18} {name}" for name, p in predictor.named_parameters()]
+    total = sum(p.numel() for p in predictor.parameters())
+    (folder / "parameters.txt").write_text("\n".join([*rows, f"{total:>14,}  total"]) + "\n")
+    say(f"{config.name}: {total:,} parameters, vocabulary and corpus ready; writing to {folder}")
+
+
+def _finish(
+    config: schema.TrainConfig, built: Built, module: DiffusionModule, datamodule: TokenDataModule | ChatDataModule
+) -> dict[str, Any]:
+    trainer, folder = built.trainer, Path(config.output_dir)
+    last = folder / "checkpoints" / "last.ckpt"
+    omegas = built.final.complete(trainer, module)
+    if built.metrics.latest_step != trainer.global_step:
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+    if isinstance(module.predictor, SoftMaskPredictor):
+        module.validation_feedback = False
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+        module.validation_feedback = True
+    metrics = built.metrics.latest
+    results = {
+        "name": config.name,
+        "metrics": metrics,
+        "compute": built.meter.summary(),
+        "omegas": {k.replace("/", "_"): v for k, v in omegas.items()} or None,
+        "seed": config.seed,
+        "weights": "ema" if config.callbacks.ema.enabled else "raw",
+        "config": asdict(config),
+        **environment(),
+    }
+    adapter = write_adapter_folder(module.predictor, folder / "adapter", writes=trainer.is_global_zero)
+    if trainer.is_global_zero:
+        hashed = last / ckpt_store.CHECKSUMS if last.is_dir() else last
+        results |= {"checkpoint": str(last), "checkpoint_sha256": sha256_of(hashed) if hashed.exists() else None}
+        write_json(folder / "results.json", results)
+        publish(trainer.loggers, results)
+        if adapter is not None:
+            write_model_card(adapter, config.data, datamodule.tokenizer.files())
+            say(f"{config.name}: adapter and omegas in {adapter}")
+        if config.callbacks.plots:
+            from sm_diffusion.reproduction.report.plots import save_run_plots  # matplotlib is slow to import
+
+            save_run_plots(folder)
+        ppl, bits = metrics["val/ppl"], metrics["val/bits_per_byte"]
+        say(f"{config.name}: done at step {trainer.global_step:,}: val ppl {ppl:.4f}, {bits:.4f} bits per byte")
+        say(f"{config.name}: results in {folder / 'results.json'}, checkpoint {last}")
+    return results

@@ -1,0 +1,150 @@
+"""Builds the Lightning trainer: strategy, loggers, callbacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+
+from sm_diffusion.app.build_data import micro_batch_sequences
+from sm_diffusion.app.strategy import accelerator_of as accelerator_of
+from sm_diffusion.app.strategy import build_strategy
+from sm_diffusion.app.strategy import precision_of as precision_of
+from sm_diffusion.config import schema
+from sm_diffusion.config.schema_run import SKIPPED_STEPS, TRACED_STEPS
+from sm_diffusion.training.callbacks.final_checkpoint import FinalState
+from sm_diffusion.training.callbacks.preemption import Preemption
+from sm_diffusion.training.callbacks.profiling import Profile
+from sm_diffusion.training.callbacks.progress import ProgressLine
+from sm_diffusion.training.callbacks.training_log import ComputeMeter, EMACallback, NonFiniteGuard, ValidationMetrics
+from sm_diffusion.training.checkpoints.writer import Writer
+from sm_diffusion.training.strategies.base import SafeCheckpointIO
+from sm_diffusion.training.watchdog.watchdog import Watchdog
+
+HEARTBEAT = "heartbeat"  # folder of a run, while it runs
+
+
+class Built(NamedTuple):
+    """The trainer and the callbacks whose results the run reports."""
+
+    trainer: L.Trainer
+    meter: ComputeMeter
+    metrics: ValidationMetrics
+    watchdog: Watchdog
+    final: FinalState
+
+
+def build_loggers(config: schema.TrainConfig, folder: Path) -> list[Logger]:
+    loggers: list[Logger] = []
+    if config.logger.csv:
+        # A resumed run writes a new version_<k>: what earlier ones logged is kept.
+        loggers.append(CSVLogger(folder, name="metrics", flush_logs_every_n_steps=1))
+    if config.logger.wandb != "disabled":
+        logger = config.logger
+        loggers.append(
+            WandbLogger(
+                name=config.name,
+                save_dir=str(folder),
+                project=logger.project,
+                entity=logger.entity,
+                group=logger.group,
+                tags=logger.tags,
+                offline=logger.wandb == "offline",
+                id=config.name.replace("/", "-"),
+                resume="allow",
+            )
+        )
+    return loggers
+
+
+def build_checkpoints(settings: schema.CheckpointConfig, folder: Path) -> list[Callback]:
+    """`last.ckpt` every so many steps, `best-*.ckpt` by validation NLL, and optionally every periodic one."""
+    shared: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "save_on_train_epoch_end": False}
+    periodic: dict[str, Any] = {"every_n_train_steps": settings.every_steps, **shared}
+    periodic["enable_version_counter"] = False
+    # One callback for both: Lightning tells the states of two apart by their period only.
+    kept: dict[str, Any] = {"filename": "last"}
+    if settings.keep_every:
+        kept = {"filename": "step-{step}", "save_top_k": -1, "save_last": True}
+    callbacks: list[Callback] = [ModelCheckpoint(**kept, **periodic)]
+    if settings.keep_best:
+        callbacks.append(
+            ModelCheckpoint(
+                filename="best-{step}",
+                monitor="val/nll",
+                mode="min",
+                save_top_k=settings.keep_best,
+                enable_version_counter=False,
+                **shared,
+            )
+        )
+    return callbacks
+
+
+def build_trainer(config: schema.TrainConfig, *, bytes_per_token: float) -> Built:
+    """A trainer whose global batch is `data.global_batch_sequences` on any number of processes."""
+    folder, settings = Path(config.output_dir), config.trainer
+    accelerator = accelerator_of(settings.accelerator)
+    world_size = settings.devices * settings.num_nodes
+    per_rank = config.data.global_batch_sequences // world_size
+    accumulate = per_rank // micro_batch_sequences(config.data, world_size)
+    meter = ComputeMeter(
+        global_batch_sequences=config.data.global_batch_sequences,
+        length=config.data.length,
+        max_flops=settings.max_flops,
+        log_every_steps=settings.log_every_steps,
+    )
+    metrics = ValidationMetrics(bytes_per_token=bytes_per_token)
+    checkpoints = folder / "checkpoints"
+    writer = Writer(background=config.callbacks.checkpoint.async_save)
+    final = FinalState(checkpoint=checkpoints / "last.ckpt", writer=writer)
+    watchdog = Watchdog(
+        folder=folder / HEARTBEAT,
+        checkpoint=checkpoints / "last.ckpt",
+        timeout_seconds=config.strategy.timeout_seconds,
+    )
+    callbacks: list[Callback] = [
+        watchdog,
+        NonFiniteGuard(checkpoint_dir=checkpoints, check_every_steps=settings.log_every_steps),
+        meter,
+        metrics,
+        ProgressLine(
+            name=config.name, meter=meter, metrics=metrics, every_seconds=config.callbacks.progress_seconds
+        ),
+    ]
+    if config.callbacks.ema.enabled:
+        callbacks.insert(0, EMACallback(decay=config.callbacks.ema.decay, scope=config.callbacks.ema.scope))
+    if settings.profile:
+        callbacks.append(Profile(folder=folder / "profile", skipped_steps=SKIPPED_STEPS, traced_steps=TRACED_STEPS))
+    callbacks += [
+        Preemption(checkpoint=checkpoints / "last.ckpt", writer=writer),
+        final,
+        *build_checkpoints(config.callbacks.checkpoint, checkpoints),
+    ]
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        strategy=build_strategy(config, writer),
+        precision=precision_of(settings.precision, accelerator),  # type: ignore[arg-type]
+        max_steps=settings.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=config.optim.clip_norm or None,
+        val_check_interval=(settings.val_every_steps or settings.max_steps + 1) * accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=settings.log_every_steps,
+        deterministic=settings.deterministic,
+        logger=build_loggers(config, folder),
+        callbacks=callbacks,
+        plugins=[SafeCheckpointIO(writer)] if config.strategy.name in ("single", "ddp") else None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+    return Built(trainer, meter, metrics, watchdog, final)

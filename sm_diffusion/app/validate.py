@@ -1,0 +1,287 @@
+"""Cross-checks of a configuration, before any heavy work. ALL problems are reported at once.
+
+Each problem is one line: key=value: what is wrong; what to set instead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from sm_diffusion.app.build_sampler import sampler_problems
+from sm_diffusion.app.validate_hf import hf_problems
+from sm_diffusion.app.validate_scores import scores_problems
+from sm_diffusion.app.validate_strategy import strategy_problems
+from sm_diffusion.config import schema
+from sm_diffusion.config.schema_scores import ScoresConfig
+from sm_diffusion.evaluation.generation.mauve import FEWEST, too_few
+from sm_diffusion.training.checkpoints.store import exists
+from sm_diffusion.training.feedback_window import StepWindow
+from sm_diffusion.types import UserError
+
+Problems = Iterator[str]
+
+
+def validate_train(config: schema.TrainConfig) -> None:
+    """Raise UserError listing every problem of a training configuration."""
+    _report(
+        [
+            *_model(config.model),
+            *_soft_mask(config),
+            *_objective(config),
+            *_data(config.data),
+            *hf_problems(config),
+            *_optim(config),
+            *_trainer(config),
+            *strategy_problems(config),
+            *_batches(config),
+            *_callbacks(config),
+            *_logger(config.logger),
+            *_run_folder(config),
+        ]
+    )
+
+
+def validate_eval(config: schema.EvalConfig) -> None:
+    """Raise UserError listing every problem of an evaluation configuration."""
+    problems = [*_choice("weights", config.weights, ("ema", "raw")), *_writable("output_dir", config.output_dir)]
+    problems += _positive("batch_sequences", config.batch_sequences)
+    problems += _positive("devices", config.devices)
+    hub = isinstance(config.evaluator, ScoresConfig) and _is_hub_id(config)
+    if not hub and not Path(config.checkpoint).exists():
+        problems.append(f"checkpoint={config.checkpoint}: no such file; give one of a run's checkpoints folder")
+    if isinstance(config.evaluator, schema.PerplexityConfig):
+        problems += _positive("evaluator.repeats", config.evaluator.repeats)
+        problems += _positive("evaluator.max_sequences", config.evaluator.max_sequences)
+    problems += [*sampler_problems(config.sampler), *_generation(config)]
+    if config.data is not None:
+        problems += _data(config.data)
+    _report(problems)
+
+
+def _generation(config: schema.EvalConfig) -> Problems:
+    match config.evaluator:
+        case ScoresConfig() as scores:
+            yield from scores_problems(scores, config.sampler)
+        case schema.GenerativeConfig() as generative:
+            for key in ("num_samples", "length", "judge_tokens", "judge_batch_sequences", "mauve_references"):
+                yield from _positive(f"evaluator.{key}", vars(generative)[key])
+            for temperature in generative.temperatures:
+                if not temperature >= 0:
+                    yield f"evaluator.temperatures={generative.temperatures}: each must be >= 0"
+            if generative.mauve and not generative.mauve_seeds:
+                yield "evaluator.mauve_seeds=[]: give at least one seed of k-means, such as [25]"
+            references = generative.mauve_references or generative.num_samples
+            if generative.mauve and min(generative.num_samples, references) < FEWEST:
+                yield too_few(generative.num_samples, references)
+        case schema.ZeroShotConfig() as zero_shot:
+            yield from _positive("evaluator.max_sequences", zero_shot.max_sequences)
+            if not zero_shot.sources:
+                yield "evaluator.sources=[]: no corpora given; name data options or text files"
+            if config.devices > 1:
+                yield f"devices={config.devices}: evaluator=zero_shot runs in one process; set devices=1"
+
+
+def _is_hub_id(config: schema.EvalConfig) -> bool:
+    """A published model that can be had by name: pinned here, or with a revision."""
+    from sm_diffusion.denoisers.pretrained.loading import PINNED  # imports transformers
+
+    revision = config.model.revision if isinstance(config.model, schema.HFConfig) else None
+    return config.checkpoint in PINNED or (revision is not None and config.checkpoint.count("/") == 1)
+
+
+def validate_data(data: schema.DataConfig) -> None:
+    """Raise UserError listing every problem of a corpus's settings."""
+    _report([*_data(data)])
+
+
+def validate_vocabulary(config: schema.TrainConfig, vocab_size: int) -> None:
+    """What can only be checked once the tokenizer is known."""
+    top_k = config.soft_mask.top_k
+    if config.variant.name == "soft_masked" and not config.soft_mask.full_vocabulary and top_k >= vocab_size:
+        raise UserError(
+            f"soft_mask.top_k={top_k}: the vocabulary has {vocab_size - 1} tokens beside the mask; "
+            f"set soft_mask.top_k to at most {vocab_size - 1}"
+        )
+
+
+def _report(problems: list[str]) -> None:
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        raise UserError(f"{len(problems)} problems in the configuration:\n" + "\n".join(f"  {p}" for p in problems))
+
+
+def _choice(key: str, value: str, choices: tuple[str, ...]) -> Problems:
+    if value not in choices:
+        yield f"{key}={value}: unknown; choose one of {', '.join(choices)}"
+
+
+def _positive(key: str, value: float | None) -> Problems:
+    if value is not None and not value > 0:
+        yield f"{key}={value}: must be positive"
+
+
+def _inside(key: str, value: float, low: float, high: float, *, hint: str = "") -> Problems:
+    if not low <= value <= high:
+        yield f"{key}={value}: must lie in [{low:g}, {high:g}]{hint}"
+
+
+def _model(model: schema.ModelConfig) -> Problems:
+    yield from _choice("model.attention", model.attention, ("auto", "sdpa", "flash"))
+    if isinstance(model, schema.DiTConfig):
+        for key in ("width", "num_blocks", "num_heads", "cond_width"):
+            yield from _positive(f"model.{key}", vars(model)[key])
+        yield from _inside("model.dropout", model.dropout, 0.0, 0.999)
+        if model.num_heads > 0 and model.width % (2 * model.num_heads):
+            good = max(1, round(model.width / (2 * model.num_heads))) * 2 * model.num_heads
+            yield (
+                f"model.width={model.width}: must be a multiple of 2 * model.num_heads = {2 * model.num_heads} "
+                f"(rotary halves every head); set model.width={good}"
+            )
+
+
+def _soft_mask(config: schema.TrainConfig) -> Problems:
+    soft = config.soft_mask
+    yield from _inside("soft_mask.omega_s", soft.omega_s, 0, 1, hint="; 0 is the published start")
+    if soft.omega_a < 0:
+        yield f"soft_mask.omega_a={soft.omega_a}: must be >= 0; the published start is 6.66"
+    if soft.omega_b > 0:
+        yield f"soft_mask.omega_b={soft.omega_b}: must be <= 0 (a negative entropy, nats); the published start is -0.75"
+    if soft.top_k < 1:
+        yield f"soft_mask.top_k={soft.top_k}: must be >= 1; the paper uses 3 for text and 1 for code"
+    yield from _positive("soft_mask.temperature", soft.temperature)
+    yield from _choice("soft_mask.mixing", soft.mixing, ("linear", "spherical"))
+    yield from _choice("variant.name", config.variant.name, ("mdlm", "soft_masked"))
+    if isinstance(config.variant, schema.SoftMaskedVariantConfig):
+        yield from _inside("variant.p_sm", config.variant.p_sm, 0, 1, hint="; the paper's best is 0.8")
+        yield from _window(config.variant, config.trainer.max_steps)
+
+
+def _window(variant: schema.SoftMaskedVariantConfig, max_steps: int) -> Problems:
+    try:
+        StepWindow(variant.start_step, variant.stop_step)
+    except UserError as error:
+        yield str(error)
+    if variant.start_step >= max_steps > 0:
+        yield (
+            f"variant.start_step={variant.start_step}: the run ends at trainer.max_steps={max_steps}, so soft-masking "
+            "would never start; set it lower, or variant=mdlm"
+        )
+
+
+def _objective(config: schema.TrainConfig) -> Problems:
+    yield from _choice("schedule.name", config.schedule.name, ("log_linear", "linear", "cosine"))
+    yield from _inside("schedule.eps", config.schedule.eps, 0, 0.5)
+    yield from _choice("objective.name", config.objective.name, ("mdlm", "sft"))
+    yield from _choice("objective.times", config.objective.times, ("stratified", "uniform", "first_row"))
+    t_min, t_max = config.objective.t_min, config.objective.t_max
+    if not 0 < t_min < t_max <= 1:
+        yield f"objective.t_min={t_min}, objective.t_max={t_max}: must satisfy 0 < t_min < t_max <= 1"
+
+
+def _data(data: schema.DataConfig) -> Problems:
+    yield from _choice("data.tokenizer.kind", data.tokenizer.kind, ("char", "byte", "bpe", "hub"))
+    for key in ("length", "global_batch_sequences", "micro_batch_sequences", "eval_batch_sequences"):
+        yield from _positive(f"data.{key}", vars(data)[key])
+    yield from _positive("data.max_validation_sequences", data.max_validation_sequences)
+    if isinstance(data, schema.FileCorpusConfig):
+        for key in ("shard_documents", "shard_bytes"):
+            yield from _positive(f"data.{key}", vars(data)[key])
+        yield from _inside("data.max_fault_share", data.max_fault_share, 0, 1)
+    if isinstance(data, schema.TextFilesConfig) and not data.paths:
+        yield "data.paths=[]: no files given; set data.paths=[folder-or-glob,...]"
+
+
+def _optim(config: schema.TrainConfig) -> Problems:
+    optim = config.optim
+    yield from _choice("optim.name", optim.name, ("adamw",))
+    yield from _choice("optim.decay", optim.decay, ("constant", "cosine"))
+    for key in ("lr", "omega_lr", "eps"):
+        yield from _positive(f"optim.{key}", vars(optim)[key])
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        yield f"optim.betas={optim.betas}: must be two numbers in [0, 1); published: [0.9, 0.999]"
+    for key in ("weight_decay", "warmup_steps", "clip_norm"):
+        if vars(optim)[key] < 0:
+            yield f"optim.{key}={vars(optim)[key]}: must be >= 0"
+    yield from _inside("optim.min_lr_ratio", optim.min_lr_ratio, 0, 1)
+
+
+def _trainer(config: schema.TrainConfig) -> Problems:
+    trainer = config.trainer
+    for key in ("max_steps", "max_flops", "log_every_steps", "devices", "num_nodes", "threads"):
+        yield from _positive(f"trainer.{key}", vars(trainer)[key])
+    if trainer.val_every_steps < 0:
+        yield f"trainer.val_every_steps={trainer.val_every_steps}: must be >= 0 (0: only at the end)"
+    yield from _choice("trainer.precision", trainer.precision, ("auto", "32-true", "bf16-mixed"))
+    yield from _choice("trainer.accelerator", trainer.accelerator, ("auto", "cpu", "cuda"))
+    if trainer.accelerator == "cuda" and not torch.cuda.is_available():
+        yield "trainer.accelerator=cuda: this machine has no CUDA device; set trainer.accelerator=cpu"
+
+
+def _batches(config: schema.TrainConfig) -> Problems:
+    data, world = config.data, config.trainer.devices * config.trainer.num_nodes
+    total = data.global_batch_sequences
+    if total <= 0 or world <= 0:
+        return
+    if total % world:
+        yield (
+            f"data.global_batch_sequences={total}: not divisible by the {world} processes; "
+            f"set it to {max(1, total // world) * world} or {(total // world + 1) * world}"
+        )
+    elif data.micro_batch_sequences is not None and (total // world) % data.micro_batch_sequences:
+        good = [size for size in range(1, total // world + 1) if (total // world) % size == 0]
+        yield (
+            f"data.micro_batch_sequences={data.micro_batch_sequences}: does not divide the {total // world} sequences "
+            f"of each process (data.global_batch_sequences={total}); choose one of {', '.join(map(str, good[-8:]))}"
+        )
+
+
+def _callbacks(config: schema.TrainConfig) -> Problems:
+    ema, saving = config.callbacks.ema, config.callbacks.checkpoint
+    yield from _inside("callbacks.ema.decay", ema.decay, 0, 0.9999999)
+    yield from _choice("callbacks.ema.scope", ema.scope, ("network", "all"))
+    yield from _positive("callbacks.checkpoint.every_steps", saving.every_steps)
+    if saving.keep_best < 0:
+        yield f"callbacks.checkpoint.keep_best={saving.keep_best}: must be >= 0"
+
+
+def _logger(logger: schema.LoggerConfig) -> Problems:
+    yield from _choice("logger.wandb", logger.wandb, ("disabled", "offline", "online"))
+    if logger.wandb == "online" and not (os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()):
+        yield "logger.wandb=online: not logged in; run `wandb login`, set WANDB_API_KEY, or use logger=wandb_offline"
+
+
+def _run_folder(config: schema.TrainConfig) -> Problems:
+    yield from _writable("output_dir", config.output_dir)
+    yield from _choice("init_weights", config.init_weights, ("raw", "ema"))
+    folder = Path(config.output_dir) / "checkpoints"
+    if config.init_from is not None and not Path(config.init_from).exists():
+        yield f"init_from={config.init_from}: no such file; train it first or give another checkpoint"
+    if config.ckpt_path == "last":
+        if not exists(folder / "last.ckpt"):
+            yield f"ckpt_path=last: {folder} holds no last.ckpt; leave ckpt_path out to start a new run"
+    elif config.ckpt_path == "auto":
+        if config.overwrite:
+            yield "overwrite=true: would delete what ckpt_path=auto continues; set one of them"
+    elif config.ckpt_path is not None:
+        if not Path(config.ckpt_path).exists():
+            yield f"ckpt_path={config.ckpt_path}: no such file"
+    elif not config.overwrite and folder.is_dir() and any(folder.glob("*.ckpt")):
+        yield (
+            f"output_dir={config.output_dir}: holds an earlier run; set ckpt_path=last to continue it, "
+            "name=... for a new one, or overwrite=true to delete it"
+        )
+
+
+def _writable(key: str, value: str) -> Problems:
+    folder = Path(value).expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        yield f"{key}={value}: {folder} is a file, not a folder; choose another {key}"
+    elif not os.access(folder, os.W_OK):
+        yield f"{key}={value}: {folder} is not writable; choose another {key}"

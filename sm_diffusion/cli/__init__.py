@@ -1,0 +1,1 @@
+"""The `smd` command: one thin module a subcommand, imported when it is used."""

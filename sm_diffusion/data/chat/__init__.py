@@ -1,0 +1,1 @@
+"""Conversations: their format, sources, rows and batches."""

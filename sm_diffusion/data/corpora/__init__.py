@@ -1,0 +1,2 @@
+"""Where documents come from:
+files, folders, the hub, the Python library; how they are split, filtered and cleaned."""

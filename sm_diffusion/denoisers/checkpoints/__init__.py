@@ -1,0 +1,1 @@
+"""Files of weights, ours and published ones, read without running anything they hold."""

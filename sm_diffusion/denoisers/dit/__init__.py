@@ -1,0 +1,1 @@
+"""The diffusion transformer of MDLM: its blocks and the network."""

@@ -1,0 +1,1 @@
+"""Texts a model makes, and what a judge, MAUVE and statistics say of them."""

@@ -1,0 +1,1 @@
+"""The model class that lm-evaluation-harness runs, and its settings."""

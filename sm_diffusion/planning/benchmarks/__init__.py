@@ -1,0 +1,1 @@
+"""Times and weighs our steps against plain ones, in one run."""

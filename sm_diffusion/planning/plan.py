@@ -1,0 +1,285 @@
+"""`smd plan`: what a configuration will cost, from arithmetic alone, before anything runs."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from sm_diffusion.app.text import duration, human, human_bytes
+from sm_diffusion.planning import devices as plan_scale
+from sm_diffusion.planning.memory import (
+    BFLOAT16,
+    FLOAT32,
+    ActivationShape,
+    Parameters,
+    activation_bytes,
+    arithmetic_text,
+    logits_chunk_bytes,
+    state_bytes,
+)
+from sm_diffusion.types import UserError
+
+if TYPE_CHECKING:
+    from sm_diffusion.config import schema
+    from sm_diffusion.denoisers.dit.model import DiTShape
+
+HELP = "parameters, FLOPs, memory and days of a configuration, before running it"
+EXAMPLES = """
+smd plan model=dit_169m trainer=owt_continuation data.length=1024 data.global_batch_sequences=512 --vocab 50258
+smd plan model=dit_1b strategy=fsdp model.activation_checkpointing=true data.micro_batch_sequences=8 --devices 8
+smd plan model=dit_169m data=openwebtext --vocab 50258 --devices 8 --tokens 26e9 --price 2.5
+smd plan experiments=quickstart/sm_updates --accelerator A100 --mfu 0.3
+smd plan model=dream_7b peft=dora_r16 strategy=single objective=sft data=dream_chat_files data.paths=[chat.jsonl]
+"""
+# Dense bf16 peak, TFLOP/s, from the vendor's data sheets (SXM form, no sparsity).
+PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0}
+# Vocabularies of well-known hub tokenizers, the mask included.
+HUB_VOCABULARIES = dict.fromkeys(("gpt2", "openai-community/gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"), 50258)
+FIXED_VOCABULARIES = {"char": 28, "byte": 258}
+
+
+# ------------------------------------------------------------------------------------------------------- arithmetic
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of one token: forward through blocks and head (at the masked share), the training step, the extra pass's part."""
+
+    forward: float
+    training: float
+    extra: float
+
+    @property
+    def extra_share(self) -> float:
+        return self.extra / self.training
+
+
+def dit_parameters(shape: DiTShape) -> Parameters:
+    """Of a DiT, its embedding and head untied."""
+    matrix = shape.vocab_size * shape.width
+    return Parameters(shape.num_parameters(), matrix, matrix)
+
+
+def training_flops(
+    blocks: float, head: float, *, masked_share: float, p_sm: float, recompute_blocks: bool = False
+) -> Flops:
+    """blocks, head: forward FLOPs of one position. The head runs at the masked positions only.
+
+    A training step is forward + backward (twice the forward), plus with probability p_sm one more forward pass, plus
+    the blocks once more when their activations are recomputed.
+    """
+    forward = blocks + masked_share * head
+    extra = p_sm * forward
+    return Flops(forward, 3 * forward + extra + (blocks if recompute_blocks else 0), extra)
+
+
+def days(flops: float, *, peak_tflops: float, mfu: float, num_devices: int) -> float:
+    """flops / (devices x peak x MFU), in days."""
+    return flops / (num_devices * peak_tflops * 1e12 * mfu) / 86_400
+
+
+# ---------------------------------------------------------------------------------------------- from a configuration
+
+
+def vocabulary(tokenizer: schema.TokenizerConfig) -> int:
+    """V, the mask included, without downloading anything where the tokenizer is a well-known one."""
+    if tokenizer.kind in FIXED_VOCABULARIES:
+        return FIXED_VOCABULARIES[tokenizer.kind]
+    if tokenizer.kind == "bpe":
+        return tokenizer.vocab_size
+    if tokenizer.path in HUB_VOCABULARIES:
+        return HUB_VOCABULARIES[tokenizer.path]
+    from sm_diffusion.data.tokenizers.subword import HubTokenizer
+
+    try:
+        return HubTokenizer(name=tokenizer.path, mask=tokenizer.mask).vocab_size
+    except (UserError, OSError, ValueError):
+        raise UserError(
+            f"data.tokenizer.path={tokenizer.path}: its vocabulary is not known here; "
+            "say it with --vocab, the mask included"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All numbers of one configuration. memory: part -> bytes a device. steps: optimizer steps."""
+
+    vocab_size: int
+    parameters: Parameters
+    flops: Flops
+    tokens: int
+    steps: int
+    memory: Mapping[str, float]
+    activations: ActivationShape
+    layout: plan_scale.Layout
+    step: plan_scale.Step
+
+    @property
+    def total_bytes(self) -> float:
+        return sum(self.memory.values())
+
+    @property
+    def total_flops(self) -> float:
+        return self.flops.training * self.tokens
+
+
+def dit_layout(shape: DiTShape, *, mixed: bool, strategy: schema.StrategyConfig) -> plan_scale.Layout:
+    """All is trained, in float32; under autocast blocks are gathered in bfloat16, as `strategy.gather_dtype` says."""
+    total = shape.num_parameters()
+    root = replace(shape, num_blocks=0).num_parameters()
+    half = strategy.gather_dtype == "bfloat16" or (strategy.gather_dtype == "auto" and mixed)
+    return plan_scale.Layout(
+        blocks=total - root,
+        num_blocks=shape.num_blocks,
+        root=root,
+        trained_blocks=total - root,
+        trained_root=root,
+        gather_bytes=BFLOAT16 if half else FLOAT32,
+        root_bytes=FLOAT32,
+        reduce_bytes=BFLOAT16 if strategy.reduce_dtype == "bfloat16" else FLOAT32,
+        gradient_bytes=FLOAT32,
+    )
+
+
+def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int) -> Plan:
+    """config: schema.TrainConfig. num_devices: data-parallel processes."""
+    from sm_diffusion.app.build import build_objective, dit_shape, extra_pass_share
+    from sm_diffusion.app.build_data import micro_batch_sequences
+    from sm_diffusion.config import schema
+
+    model, data = config.model, config.data
+    if not isinstance(model, schema.DiTConfig):
+        raise UserError(f"model={model.name}: smd plan knows the DiT models only")
+    size = vocabulary(data.tokenizer) if vocab is None else vocab
+    network = dit_shape(model, size)
+    parameters = dit_parameters(network)
+    blocks, head = network.flops_per_token(data.length)
+    p_sm = extra_pass_share(config)
+    share = build_objective(config, mask_id=0).masked_share()
+    flops = training_flops(
+        blocks, head, masked_share=share, p_sm=p_sm, recompute_blocks=model.activation_checkpointing
+    )
+    tokens_per_step, steps = data.global_batch_sequences * data.length, config.trainer.max_steps
+    if config.trainer.max_flops is not None:
+        steps = min(steps, math.ceil(config.trainer.max_flops / (flops.training * tokens_per_step)))
+    precision = config.trainer.precision
+    mixed = precision == "bf16-mixed" or (precision == "auto" and on_gpu)
+    micro = max(1, micro_batch_sequences(data, num_devices))
+    shape = ActivationShape(
+        num_blocks=model.num_blocks,
+        width=model.width,
+        num_positions=micro * data.length,
+        mixed=mixed,
+        mask_bytes=(1 if on_gpu else BFLOAT16 if mixed else FLOAT32) if model.dropout else 0,
+        recompute=model.activation_checkpointing,
+    )
+    memory = state_bytes(parameters, ema=config.callbacks.ema.enabled, mixed=mixed)
+    memory["activations (estimate)"] = activation_bytes(shape)
+    masked = max(1, math.ceil(share * shape.num_positions))
+    memory["one chunk of logits"] = logits_chunk_bytes(size, masked, "cuda" if on_gpu else "cpu")
+    if on_gpu:
+        memory["CUDA context (assumed)"] = plan_scale.CONTEXT_BYTES
+    layout = dit_layout(network, mixed=mixed, strategy=config.strategy)
+    strategy = plan_scale.strategy_key(config.strategy)
+    step = plan_scale.step_of(config, num_devices=num_devices, micro_batch=micro, p_sm=p_sm)
+    parts = plan_scale.on_each_device(memory, layout, strategy=strategy, step=step)
+    return Plan(size, parameters, flops, steps * tokens_per_step, steps, parts, shape, layout, step)
+
+
+# --------------------------------------------------------------------------------------------------------- printing
+
+
+def plan_text(plan: Plan, *, report: Sequence[str]) -> str:
+    """The plan as people read it, about 40 lines of at most 110 columns. report: what holds for any network."""
+    parameters, flops = plan.parameters, plan.flops
+    lines = [
+        f"parameters            {parameters.total:,} at vocabulary {plan.vocab_size:,}",
+        f"  embedding           {parameters.embedding:,}",
+        f"  head                {parameters.head:,}",
+        f"  non-embedding       {parameters.non_embedding:,}",
+        f"FLOPs a token         forward {human(flops.forward)}, training step {human(flops.training)}",
+        f"  of it, extra pass   {human(flops.extra)} ({flops.extra_share:.1%} of the training step)",
+        f"run                   {plan.steps:,} steps, {human(plan.tokens)} tokens, {human(plan.total_flops)}FLOP",
+        "memory a device",
+        *(f"  {part:<30} {human_bytes(size):>12}" for part, size in plan.memory.items()),
+        f"  {'sum':<30} {human_bytes(plan.total_bytes):>12}",
+        *arithmetic_text(plan.activations),
+    ]
+    return "\n".join([*lines, *report])
+
+
+def times_text(flops: float, *, accelerator: str, mfu: float, num_devices: int) -> list[str]:
+    """A line for every known accelerator."""
+    lines = []
+    for name, peak in PEAK_TFLOPS.items():
+        time = days(flops, peak_tflops=peak, mfu=mfu, num_devices=num_devices)
+        chosen = "  <- --accelerator" if name == accelerator else ""
+        lines.append(f"  {name:<6} {peak:>6,.0f} TFLOP/s   {duration(time)}{chosen}")
+    return lines
+
+
+def report_lines(plan: Any, config: Any, args: argparse.Namespace, total_bytes: Callable[[int], float]) -> list[str]:
+    """What fits, what is sent, how long it takes and what it costs. plan: a Plan, or that of a pretrained backbone."""
+    num_devices, flops = plan.step.num_devices, plan.total_flops
+    chosen = days(flops, peak_tflops=PEAK_TFLOPS[args.accelerator], mfu=args.mfu, num_devices=num_devices)
+    return [
+        *plan_scale.fit_text(total_bytes, accelerator=args.accelerator, memory_gb=args.memory),
+        *plan_scale.traffic_text(plan.layout, plan.step, chosen=plan_scale.strategy_key(config.strategy)),
+        f"time at {args.mfu:.0%} of the bf16 peak (MFU), {num_devices} device{'s' if num_devices > 1 else ''}",
+        *times_text(flops, accelerator=args.accelerator, mfu=args.mfu, num_devices=num_devices),
+        *plan_scale.cost_text(chosen, num_devices=num_devices, price=args.price),
+    ]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
+    parser.add_argument("--vocab", type=int, help="vocabulary size, mask included, instead of the tokenizer's")
+    parser.add_argument("--accelerator", choices=sorted(PEAK_TFLOPS), default="H100", help="default: H100")
+    parser.add_argument("--memory", type=float, metavar="GB", help="of a device, instead of the accelerator's")
+    parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that is reached, default 0.4")
+    parser.add_argument("--devices", type=int, help="data-parallel devices; default: the configuration's")
+    parser.add_argument("--tokens", type=float, help="train for so many tokens, for example 26e9")
+    parser.add_argument("--price", type=float, help="of a device and hour, in your currency")
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    if not 0 < args.mfu <= 1:
+        raise UserError(f"--mfu {args.mfu}: give a share in (0, 1], for example 0.4")
+    if args.vocab is not None and args.vocab < 2:
+        raise UserError(f"--vocab {args.vocab}: give at least 2, the mask included")
+    for name, example in (("devices", "1"), ("tokens", "26e9"), ("price", "2.5"), ("memory", "80")):
+        value = getattr(args, name)
+        if value is not None and not (math.isfinite(value) and value > 0 and (name != "devices" or value >= 1)):
+            raise UserError(f"--{name} {value:g}: give at least 1" if name == "devices" else
+                            f"--{name} {value:g}: give a positive number, for example {example}")
+
+
+def run(args: argparse.Namespace) -> int:
+    from sm_diffusion.cli.config import compose_and_validate
+    from sm_diffusion.config import schema
+    from sm_diffusion.planning import pretrained as plan_hf
+
+    check_arguments(args)
+    config = compose_and_validate("train", args.overrides)
+    if args.tokens is not None:
+        tokens_per_step = config.data.global_batch_sequences * config.data.length
+        config.trainer.max_steps, config.trainer.max_flops = math.ceil(args.tokens / tokens_per_step), None
+    num_devices = config.trainer.devices * config.trainer.num_nodes if args.devices is None else args.devices
+    on_gpu = config.trainer.accelerator != "cpu"
+    maker: Any = make_plan
+    text: Any = plan_text
+    if isinstance(config.model, schema.HFConfig):
+        maker, text = plan_hf.make_plan, plan_hf.plan_text
+
+    def planned(changed: Any) -> Any:
+        return maker(changed, vocab=args.vocab, on_gpu=on_gpu, num_devices=num_devices)
+
+    def total_bytes(sequences: int) -> float:
+        return float(planned(plan_scale.with_micro_batch(config, sequences)).total_bytes)
+
+    plan = planned(config)
+    print(text(plan, report=report_lines(plan, config, args, total_bytes)))
+    return 0

@@ -1,0 +1,227 @@
+"""`smd plot`: what the results and logs of a run or an experiment allow to draw, as files for print."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sm_diffusion.reproduction.collect import WANDB_PREFIX, Collected, check_source, collect, is_higher_better
+from sm_diffusion.reproduction.experiment import RUNS, Experiment, list_experiments, load_experiment
+from sm_diffusion.reproduction.report.figures import (
+    FORMATS,
+    OMEGAS,
+    TRAIN,
+    VALIDATION,
+    Axis,
+    lambda_curves,
+    loss_curves,
+    omega_curves,
+    point_plot,
+)
+from sm_diffusion.reproduction.report.points import accuracy_metrics, accuracy_over_nfe, frontier, throughput
+from sm_diffusion.reproduction.run_logs import read_metrics, run_omegas, run_vocabulary
+from sm_diffusion.types import UserError
+
+HELP = "draw loss curves, omegas, lambda(entropy), accuracy against NFE, frontier and throughput"
+EXAMPLES = """
+smd plot quickstart
+smd plot quickstart --only loss --only lambda --format pdf --out figures
+smd plot runs/quickstart/sm_updates
+smd plot owt_generation --from wandb:my-team/sm_diffusion
+"""
+PERPLEXITY = "generative perplexity (lower: more likely)"
+TITLES = {
+    "compute/tokens_per_second": "tokens a second, training",
+    "val/ppl": "validation perplexity (lower is better)",
+    "gen/ppl": PERPLEXITY,
+    "gen/mauve": "MAUVE (higher is better)",
+}
+
+
+class NotDrawn(Exception):
+    """There is nothing to draw; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What figures are made of. folders: row -> run folders of its seeds, finished or not; none for W&B."""
+
+    name: str
+    collected: Collected
+    folders: Mapping[str, Sequence[Path]]
+    where: str
+
+    def with_logs(self, *keys: str) -> dict[str, list[Path]]:
+        """The rows whose folders logged any of the keys."""
+        if self.where.startswith(WANDB_PREFIX):
+            raise NotDrawn("it needs the run folders; W&B draws its own curves")
+        kept = {
+            label: found
+            for label, paths in self.folders.items()
+            if (found := [path for path in paths if set(keys) & set(read_metrics(path))])
+        }
+        if not kept:
+            raise NotDrawn(f"no run logged {' or '.join(keys)}; train with logger.csv=true")
+        return kept
+
+
+def source_of(experiment: Experiment, where: str) -> Source:
+    """An experiment's results and run folders."""
+    collected = collect(experiment, where)
+    folders: dict[str, list[Path]] = {}
+    if not where.startswith(WANDB_PREFIX):
+        for row in collected.rows:
+            if row.places:
+                folders[row.label] = [Path(row.places[seed]) for seed in sorted(row.places)]
+            if row.unfinished:
+                folders[f"{row.name} (unfinished)"] = [Path(place) for place in row.unfinished]
+    return Source(experiment.name, collected, folders, where)
+
+
+# ------------------------------------------------------------------------------------------------------------- kinds
+# Each takes a source, a folder and a format, and returns the files it wrote or raises NotDrawn.
+
+
+def _loss(source: Source, folder: Path, kind: str) -> list[Path]:
+    groups = {label: list(map(read_metrics, paths)) for label, paths in source.with_logs(TRAIN, VALIDATION).items()}
+    return [loss_curves(groups, folder / f"loss.{kind}")]
+
+
+def _omegas(source: Source, folder: Path, kind: str) -> list[Path]:
+    groups = {label: list(map(read_metrics, paths)) for label, paths in source.with_logs(*OMEGAS).items()}
+    return [omega_curves(groups, folder / f"omegas.{kind}")]
+
+
+def _lambda(source: Source, folder: Path, kind: str) -> list[Path]:
+    if source.where.startswith(WANDB_PREFIX):
+        raise NotDrawn("it needs the run folders")
+    learned = {
+        label: found
+        for label, paths in source.folders.items()
+        if (found := [omegas["learned"] for path in paths if "learned" in (omegas := run_omegas(path))])
+    }
+    if not learned:
+        raise NotDrawn("no run is soft-masked and has logged or finished")
+    sizes = [run_vocabulary(path) for label in learned for path in source.folders[label][:1]]
+    return [lambda_curves(learned, max(sizes), folder / f"lambda.{kind}")]
+
+
+def _accuracy(source: Source, folder: Path, kind: str) -> list[Path]:
+    names = accuracy_metrics(source.collected)
+    if not names:
+        raise NotDrawn("no run has an accuracy (pass@k, acc, exact_match)")
+    files = []
+    for name in names:
+        if lines := accuracy_over_nfe(source.collected, name):
+            stem = "accuracy_nfe" if len(names) == 1 else f"accuracy_nfe_{name.replace('/', '_')}"
+            x, y = Axis("network evaluations a sample", log=True), Axis(f"{name} (higher is better)")
+            files.append(point_plot(lines, x, y, folder / f"{stem}.{kind}"))
+    if not files:
+        raise NotDrawn("no run with an accuracy says how many network evaluations it spent")
+    return files
+
+
+def _frontier(source: Source, folder: Path, kind: str) -> list[Path]:
+    lines = frontier(source.collected)
+    if not lines:
+        raise NotDrawn("no run has both gen/ppl and gen/entropy; evaluate with evaluator=generative")
+    x = Axis("unigram entropy of a sample, nats (higher: more varied)")
+    return [point_plot(lines, x, Axis(PERPLEXITY, log=True), folder / f"frontier.{kind}")]
+
+
+def _throughput(source: Source, folder: Path, kind: str) -> list[Path]:
+    lines, x, y = throughput(source.collected)
+    if not lines:
+        raise NotDrawn("no finished run has both a quality and tokens a second")
+    titles = [_axis_title(name) for name in (x, y)]
+    return [point_plot(lines, Axis(titles[0], log=True), Axis(titles[1]), folder / f"throughput.{kind}")]
+
+
+def _axis_title(name: str) -> str:
+    if name in TITLES:
+        return TITLES[name]
+    group, _, last = name.rpartition("/")
+    if last == "tokens_per_second":
+        return f"tokens a second, sampling ({group})"
+    return f"{name} ({'higher' if is_higher_better(name) else 'lower'} is better)"
+
+
+KINDS: Mapping[str, Callable[[Source, Path, str], list[Path]]] = {
+    "loss": _loss,
+    "omegas": _omegas,
+    "lambda": _lambda,
+    "accuracy": _accuracy,
+    "frontier": _frontier,
+    "throughput": _throughput,
+}
+
+
+def draw_all(
+    source: Source, folder: Path, kinds: Sequence[str] = (), formats: Sequence[str] = ("png",)
+) -> tuple[list[Path], dict[str, str]]:
+    """(files, why for each kind of figure that was not drawn). kinds: empty for all."""
+    files: list[Path] = []
+    reasons: dict[str, str] = {}
+    for name in kinds or KINDS:
+        try:
+            files += [path for suffix in formats for path in KINDS[name](source, folder, suffix)]
+        except NotDrawn as reason:
+            reasons[name] = str(reason)
+    return files, reasons
+
+
+# -------------------------------------------------------------------------------------------------------- of one run
+
+
+def save_run_plots(run_dir: Path, formats: Sequence[str] = ("png",)) -> list[Path]:
+    """Draw what there is to draw of one run into its `plots` folder; the files written."""
+    logs, files = read_metrics(run_dir), []
+    for kind in formats:
+        folder = run_dir / "plots"
+        if {TRAIN, VALIDATION} & set(logs):
+            files.append(loss_curves({run_dir.name: [logs]}, folder / f"loss.{kind}"))
+        if set(OMEGAS) & set(logs):
+            files.append(omega_curves({run_dir.name: [logs]}, folder / f"omegas.{kind}"))
+        if omegas := run_omegas(run_dir):
+            named = {name: [values] for name, values in omegas.items()}
+            files.append(lambda_curves(named, run_vocabulary(run_dir), folder / f"lambda.{kind}"))
+    return files
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from sm_diffusion.reproduction.report.table import add_source_argument
+
+    parser.add_argument("target", help="a run folder, or the name of an experiment")
+    parser.add_argument("--only", action="append", default=[], choices=KINDS, help="this figure; may be repeated")
+    parser.add_argument("--format", action="append", choices=FORMATS, help="default png; may be repeated")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: plots/ in the experiment's folder of runs")
+    add_source_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    folder, formats = Path(args.target), args.format or ["png"]
+    reasons: dict[str, str] = {}
+    if args.target in list_experiments():
+        source = source_of(load_experiment(args.target), check_source(args.source))
+        out = args.out or _default_folder(args.source, args.target)
+        files, reasons = draw_all(source, out, args.only, formats)
+    elif (folder / "config.yaml").is_file() or (folder / "results.json").is_file():
+        files = save_run_plots(folder, formats)
+    else:
+        names = ", ".join(list_experiments()) or "none"
+        raise UserError(f"{args.target}: neither a run folder (with config.yaml) nor an experiment ({names})")
+    for name, reason in reasons.items():
+        print(f"not drawn: {name}: {reason}", file=sys.stderr)
+    if not files and args.target in list_experiments():
+        raise UserError(f"{args.target}: nothing to draw in {args.source}; run it first: smd run {args.target}")
+    if not files:
+        raise UserError(f"{args.target}: has logged nothing to draw; train with logger.csv=true")
+    print("\n".join(map(str, files)))
+    return 0
+
+
+def _default_folder(where: str, name: str) -> Path:
+    return (RUNS if where.startswith(WANDB_PREFIX) else Path(where)) / name / "plots"

@@ -1,0 +1,241 @@
+"""`smd run`: run what an experiment is missing, in the order its rows depend on one another. A second call does
+nothing; an interrupted one is continued from the last checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sm_diffusion.reproduction.experiment import RUNS, Experiment, load_experiment
+from sm_diffusion.reproduction.report.table import report
+from sm_diffusion.reproduction.rows import LAUNCHERS, RowRun, plan_runs
+from sm_diffusion.reproduction.state import STALE_MARK, State
+from sm_diffusion.reproduction.workers import Processes, Terminal, Workers, call, log_of, sigterm_as_exit
+from sm_diffusion.types import UserError
+
+HELP = "train and evaluate the rows of an experiment that are missing, then print its table"
+EXAMPLES = """
+smd run quickstart
+smd run quickstart --dry-run
+smd run quickstart --only pretrain
+smd run quickstart --seeds 1,2,3 --jobs 2
+smd run quickstart --runs /tmp/smoke trainer.max_steps=20
+smd run owt_continuation --launcher slurm strategy=ddp trainer.devices=8
+"""
+
+
+# -------------------------------------------------------------------------------------------------------------- run
+
+
+def selected(planned: Sequence[RowRun], only: Sequence[str], experiment: Experiment) -> list[RowRun]:
+    """The runs of the named rows; without names all of them, and the runs of other experiments they start from."""
+    if unknown := [row for row in only if row not in experiment.rows]:
+        raise UserError(f"--only {unknown[0]}: no such row; choose from {', '.join(experiment.rows)}")
+    return [item for item in planned if not only or (item.experiment == experiment.name and item.row in only)]
+
+
+def execute(
+    chosen: Sequence[RowRun],
+    planned: Sequence[RowRun],
+    *,
+    name: str,
+    overwrite: bool,
+    workers: Workers,
+    launcher: str | None = None,
+) -> None:
+    """Run what is not done, each run once what it starts from is done. After a failure nothing new is started.
+
+    name: of the experiment. Raises UserError at the first run that cannot be run or does not end well.
+    """
+    _refuse_changed(chosen, overwrite=overwrite)
+    states = {item.folder: item.state for item in planned}
+    pending = _pending(chosen, states)
+    again: set[Path] = set()
+    running: dict[Path, RowRun] = {}
+    failures: list[str] = []
+    try:
+        while running or (pending and not failures):
+            ready = [item for item in pending if item.needs is None or states[item.needs] is State.DONE]
+            for item in ready[: workers.slots - len(running)] if not failures else []:
+                pending.remove(item)
+                if item.needs in again:
+                    item = dataclasses.replace(item, state=State.STALE)
+                if item.state in (State.CHANGED, State.STALE):
+                    again.add(item.folder)
+                    _mark_stale(item, planned)
+                _announce(item, launcher, workers)
+                running[item.folder] = item
+                workers.start(item.folder, item.command(launcher))
+            folder, status, log = workers.wait()
+            item = running.pop(folder)
+            if problem := _problem(item, status, name):
+                failures.append(problem + (f"\n{log}\n  ({log_of(folder)})" if log else ""))
+            else:
+                (folder / STALE_MARK).unlink(missing_ok=True)
+                states[folder] = State.DONE
+                if workers.slots > 1:
+                    print(f"{folder}: done", flush=True)
+    finally:
+        workers.stop()
+    if failures:
+        raise UserError("\n".join(failures))
+
+
+def _refuse_changed(chosen: Sequence[RowRun], *, overwrite: bool) -> None:
+    if not overwrite and (changed := [item for item in chosen if item.state is State.CHANGED]):
+        first = changed[0]
+        raise UserError(
+            f"{first.folder}: holds a run with other settings ({'; '.join(first.differences[:4])}); "
+            "keep it by choosing another folder with --runs, or replace it with --overwrite"
+        )
+
+
+def _pending(chosen: Sequence[RowRun], states: dict[Path, State]) -> list[RowRun]:
+    """Runs to be made, those that must be made again with what they start from included; says which are done."""
+    pending: dict[Path, RowRun] = {}
+    for item in chosen:
+        if item.state is State.DONE and not (item.needs in pending and _is_replaced(pending[item.needs])):
+            print(f"{item.folder}: done", flush=True)
+            continue
+        if item.needs is not None and states[item.needs] is not State.DONE and item.needs not in pending:
+            where = f"{item.needs}, which is {states[item.needs].value}"
+            raise UserError(f"{item.folder}: starts from {where}; run that row first, or leave out --only")
+        pending[item.folder] = item
+        states[item.folder] = State.MISSING
+    return list(pending.values())
+
+
+def _is_replaced(item: RowRun) -> bool:
+    """Of a pending run; one that is done is pending only because what it starts from is replaced."""
+    return item.state in (State.CHANGED, State.STALE, State.DONE)
+
+
+def _mark_stale(item: RowRun, planned: Sequence[RowRun]) -> None:
+    """Leave a mark in every run that starts from this one, so that an interruption forgets none of them."""
+    for other in planned:
+        if other.needs == item.folder and other.folder.is_dir():
+            (other.folder / STALE_MARK).touch()
+            _mark_stale(other, planned)
+
+
+def _announce(item: RowRun, launcher: str | None, workers: Workers) -> None:
+    log = f"\n  log: {log_of(item.folder)}" if workers.slots > 1 else ""
+    print(f"{item.folder}: {item.state.value}\n$ {shlex.join(item.command(launcher))}{log}", flush=True)
+
+
+def _problem(item: RowRun, status: int, name: str) -> str | None:
+    """What went wrong with a run that ended, or None."""
+    again = f'then call "smd run {name}" again: what is finished is kept, this row is continued'
+    if status != 0:
+        return f"row {item.row} (seed {item.seed}) failed, status {status}: mend what it says above, {again}"
+    if not (item.folder / "results.json").is_file():
+        return f"row {item.row} (seed {item.seed}) wrote no {item.folder / 'results.json'}; {again}"
+    return None
+
+
+def written_files(chosen: Sequence[RowRun]) -> list[Path]:
+    """What people look for in the run folders."""
+    patterns = ("results.json", "*.png", "plots/*.png", "checkpoints/last.ckpt")
+    return [path for item in chosen for pattern in patterns for path in sorted(item.folder.glob(pattern))]
+
+
+# ----------------------------------------------------------------------------------------------------- command line
+
+
+def seeds_of(text: str) -> list[int]:
+    """1,2,3 -> [1, 2, 3]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: give numbers separated by commas, for example 1,2,3") from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", help="a folder of experiments/")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="for every row that train.py, or else eval.py, makes"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
+    parser.add_argument("--only", action="append", default=[], metavar="ROW", help="this row; may be repeated")
+    parser.add_argument(
+        "--seeds", type=seeds_of, default=[], metavar="1,2,3", help="default: the experiment's, or each row's own"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace runs made with other settings")
+    parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"where runs lie, default {RUNS}/")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once, each with a log; default 1, launcher: all")
+    parser.add_argument("--launcher", metavar="NAME", help="Hydra launcher of each run, such as slurm")
+
+
+def workers_of(jobs: int | None, launcher: str | None, num_runs: int) -> Workers:
+    """UserError for fewer than one job, or an unknown launcher."""
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs {jobs}: give at least 1")
+    if launcher is not None:
+        check_launcher(launcher)
+    slots = jobs or (max(1, num_runs) if launcher else 1)
+    if slots == 1:
+        return Terminal(call)
+    return Processes(slots, threads=max(1, (os.cpu_count() or 1) // slots))
+
+
+def check_launcher(name: str) -> None:
+    """UserError unless Hydra has a launcher of that name: of conf/hydra/launcher, or of an installed plugin."""
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+
+    own = sorted(path.stem for path in LAUNCHERS.glob("*.yaml") if not path.stem.endswith("_eval"))
+    if name in own and name != "slurm":
+        return
+    Plugins.instance()  # registers what is installed
+    found = sorted(file.removesuffix(".yaml") for file in ConfigStore.instance().list("hydra/launcher"))
+    if name not in (*own, *found):
+        raise UserError(
+            f"--launcher {name}: no such launcher; choose from {', '.join(sorted({*own, *found}))}; others need a "
+            "plugin: pip install 'sm-diffusion[sweeps]'"
+        )
+    if name == "slurm" and "submitit_slurm" not in found:
+        raise UserError("--launcher slurm: needs a plugin: pip install 'sm-diffusion[sweeps]'")
+
+
+def _dry_run(chosen: Sequence[RowRun], *, overwrite: bool, launcher: str | None) -> None:
+    for item in chosen:
+        print(f"{item.folder}: {item.state.value}", *(f"  {line}" for line in item.differences), sep="\n")
+        if item.state is State.CHANGED and not overwrite:
+            print("  refused without --overwrite")
+        elif item.state is not State.DONE:
+            print(f"  $ {shlex.join(item.command(launcher))}")
+
+
+def run(args: argparse.Namespace) -> int:
+    experiment = load_experiment(args.experiment)
+    planned = plan_runs(experiment, seeds=args.seeds, extra=args.overrides, runs=args.runs)
+    chosen = selected(planned, args.only, experiment)
+    workers = workers_of(args.jobs, args.launcher, len(chosen))
+    if args.dry_run:
+        _dry_run(chosen, overwrite=args.overwrite, launcher=args.launcher)
+        return 0
+    name = experiment.name
+    with contextlib.ExitStack() as stack:
+        for other in sorted({item.experiment for item in chosen}):
+            folder = args.runs / other
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(folder / ".lock", timeout=0))
+            except Timeout:
+                raise UserError(f"{folder}: another smd run is at work there; wait for its end") from None
+            except OSError as error:
+                raise UserError(f"{folder}: cannot be written ({error.strerror}); set another --runs folder") from None
+        stack.enter_context(sigterm_as_exit())
+        execute(
+            chosen, planned, name=name, overwrite=args.overwrite, workers=workers, launcher=args.launcher
+        )
+    print(f"\n{report(experiment, runs=args.runs)}\n\nfiles:")
+    print("\n".join(f"  {path}" for path in written_files(chosen)))
+    return 0

@@ -1,0 +1,1 @@
+"""Searches over settings: Optuna trials, sweeps of Weights & Biases."""

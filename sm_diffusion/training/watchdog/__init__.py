@@ -1,0 +1,1 @@
+"""Which rank a job of several processes hangs in, or died in."""
