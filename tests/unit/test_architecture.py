@@ -1,6 +1,6 @@
 """The rooms of the package: imports point one way, no circle, no room too wide, no file or function too long.
 
-What is checked here is what CONTRIBUTING says under "Architecture". Imports inside functions count like those at the top.
+What is checked is what CONTRIBUTING says under "Architecture". Imports inside functions count like those at the top.
 """
 
 from __future__ import annotations
