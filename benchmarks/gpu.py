@@ -34,7 +34,8 @@ from sm_diffusion.diffusion.parameterization import Subs  # noqa: E402
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor  # noqa: E402
 from sm_diffusion.diffusion.schedule import LogLinear, StratifiedTimes  # noqa: E402
 from sm_diffusion.diffusion.soft_mask import SoftMask  # noqa: E402
-from sm_diffusion.evaluation.results import environment, write_json  # noqa: E402
+from sm_diffusion.evaluation.results import environment  # noqa: E402
+from sm_diffusion.files import write_json  # noqa: E402
 from sm_diffusion.planning.benchmarks import backbone as bench_backbone  # noqa: E402
 from sm_diffusion.planning.benchmarks import train as bench_train  # noqa: E402
 from sm_diffusion.training import rng  # noqa: E402

@@ -24,8 +24,8 @@ from sm_diffusion.evaluation.generation.evaluator import GenerativeEvaluator, Sa
 from sm_diffusion.evaluation.generation.mauve import FEWEST, MauveScorer, require_mauve, too_few
 from sm_diffusion.evaluation.generation.reader import CausalJudge, load_judge
 from sm_diffusion.evaluation.generation.samples import GenerationCache, cache_folder
-from sm_diffusion.evaluation.results import sha256_of
 from sm_diffusion.evaluation.zero_shot import PackedText, ZeroShotEvaluator, pack
+from sm_diffusion.files import sha256_of
 from sm_diffusion.training.callbacks.training_log import ValidationMetrics
 from sm_diffusion.training.module import DiffusionModule
 from sm_diffusion.types import UserError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from sm_diffusion.data.stores.base import NoSource
 from sm_diffusion.data.tokenizers.base import TextTokenizer
 from sm_diffusion.data.tokenizers.build import build_tokenizer
 from sm_diffusion.data.tokenizers.subword import BPETokenizer, HubTokenizer
+from sm_diffusion.files import read_json, write_json, write_text
 from sm_diffusion.types import UserError
 
 CARD_FILE = "smd_model.json"
@@ -84,14 +84,14 @@ def open_hub(name: str, *, mask: str, chat: bool | None, mask_id: int | None = N
 def write_model_card(folder: Path, data: schema.DataConfig, files: Mapping[str, str]) -> None:
     """Put a run's tokenizer and length beside its weights."""
     for name, text in files.items():
-        (folder / Path(name).name).write_text(text, encoding="utf-8")
+        write_text(folder / Path(name).name, text)
     tokenizer = {"kind": data.tokenizer.kind, "mask": data.tokenizer.mask}
     card: dict[str, Any] = {
         "tokenizer": tokenizer,
         "chat": isinstance(data, schema.ChatConfig),
         "length": data.length,
     }
-    (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CARD_FILE, card)
 
 
 def read_model_card(folder: Path) -> ModelCard | None:
@@ -100,9 +100,9 @@ def read_model_card(folder: Path) -> ModelCard | None:
     if not path.is_file():
         return None
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = read_json(path)
         return ModelCard(
             str(card["tokenizer"]["kind"]), str(card["tokenizer"]["mask"]), bool(card["chat"]), int(card["length"])
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: not readable ({error}); write it again with smd convert") from None

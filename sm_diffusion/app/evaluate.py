@@ -23,7 +23,8 @@ from sm_diffusion.data.datamodule import TokenDataModule
 from sm_diffusion.denoisers.checkpoints.weights import read_weights
 from sm_diffusion.evaluation.base import EvalContext, EvalResult, Evaluator
 from sm_diffusion.evaluation.perplexity import PerplexityEvaluator
-from sm_diffusion.evaluation.results import environment, sha256_of, write_json
+from sm_diffusion.evaluation.results import environment
+from sm_diffusion.files import sha256_of, write_json
 from sm_diffusion.training.callbacks.training_log import ValidationMetrics
 from sm_diffusion.training.module import DiffusionModule
 from sm_diffusion.types import UserError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from sm_diffusion.denoisers.pretrained.loading import PINNED, Backbone, fetch, o
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
 from sm_diffusion.diffusion.schedule import NoiseSchedule
 from sm_diffusion.diffusion.soft_mask import SoftMaskBase
-from sm_diffusion.evaluation.results import sha256_of
+from sm_diffusion.files import read_object, sha256_of
 from sm_diffusion.types import UserError
 
 
@@ -95,9 +94,9 @@ def _of_adapter(config: schema.EvalConfig, folder: Path) -> AnsweringModel:
     base = _hf(config).path if config.model is not None else None
     if base is None:
         try:
-            base = json.loads((folder / "smd_adapter.json").read_text())["base"]
-        except (OSError, ValueError, KeyError):
-            base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+            base = read_object(folder / "smd_adapter.json")["base"]
+        except (UserError, KeyError):
+            base = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
     if not base:
         raise UserError(f"checkpoint={folder}: the adapter does not name its base; give model=dream_7b model.path=...")
     backbone = _open(config, base)

@@ -25,7 +25,8 @@ from sm_diffusion.data.chat.datamodule import ChatDataModule
 from sm_diffusion.data.datamodule import TokenDataModule
 from sm_diffusion.denoisers.checkpoints.weights import Weights, check_fits, load_into, read_weights
 from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
-from sm_diffusion.evaluation.results import environment, read_json, sha256_of, write_json
+from sm_diffusion.evaluation.results import environment
+from sm_diffusion.files import read_json, sha256_of, write_json, write_text
 from sm_diffusion.training.checkpoints import store as ckpt_store
 from sm_diffusion.training.compiling import compile_blocks
 from sm_diffusion.training.module import DiffusionModule
@@ -125,7 +126,7 @@ def _start_folder(config: schema.TrainConfig, folder: Path, predictor: Predictor
     write_json(folder / "environment.json", environment() | {"init_sha256": made_from})
     rows = [f"{p.numel():>14,}  {tuple(p.shape)!s:<18} {name}" for name, p in predictor.named_parameters()]
     total = sum(p.numel() for p in predictor.parameters())
-    (folder / "parameters.txt").write_text("\n".join([*rows, f"{total:>14,}  total"]) + "\n")
+    write_text(folder / "parameters.txt", "\n".join([*rows, f"{total:>14,}  total"]) + "\n")
     say(f"{config.name}: {total:,} parameters, vocabulary and corpus ready; writing to {folder}")
 
 

@@ -104,7 +104,7 @@ def group_options(conf: Path) -> dict[str, list[Path]]:
 
 def comment_of(path: Path) -> str:
     """The first comment of a YAML file, its description; empty without one."""
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("#") and not line.startswith("# @package"):
             return line.lstrip("# ").rstrip()
         if line and not line.startswith("#"):
@@ -117,7 +117,7 @@ def defaults_of(conf: Path) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for program in reversed(PROGRAMS):
         path = conf / f"{program}.yaml"
-        described = yaml.safe_load(path.read_text()) if path.is_file() else {}
+        described = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
         for entry in described.get("defaults", []):
             if isinstance(entry, dict):
                 chosen |= {str(key).split()[-1]: str(value) for key, value in entry.items() if value is not None}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.reproduction.staged import staged
+from sm_diffusion.files import staged
 from sm_diffusion.types import UserError
 
 HELP = "merge adapters, export and import checkpoints, list what one holds, push to and pull from the hub"

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sm_diffusion.files import write_text
 from sm_diffusion.types import UserError
 
 if TYPE_CHECKING:
@@ -77,13 +78,7 @@ def run(args: argparse.Namespace) -> int:
         print(text if len(texts) == 1 else f"--- {index + 1}\n{text}")
     if args.json is not None:
         recording = trajectory_json(model, settings, recorded, seed=args.seed, checkpoint=args.checkpoint)
-        try:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            temporary = args.json.with_name(f".{args.json.name}.tmp")
-            temporary.write_text(json.dumps(recording, ensure_ascii=False, separators=(",", ":")) + "\n")
-            temporary.replace(args.json)
-        except OSError as error:
-            raise UserError(f"{args.json}: cannot be written ({error.strerror}); choose another file") from None
+        write_text(args.json, json.dumps(recording, ensure_ascii=False, separators=(",", ":")) + "\n")
         print(f"written to {args.json}; look at it with: smd view {args.json}", file=sys.stderr)
     return 0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sm_diffusion.cli.sample import FORMAT
-from sm_diffusion.evaluation.results import read_json
+from sm_diffusion.files import read_json, write_text
 from sm_diffusion.reproduction.report.trajectory_page import PAGE
 from sm_diffusion.types import UserError
 
@@ -33,11 +33,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{len(args.recordings)} recordings: give one, or two to compare")
     out = args.out or args.recordings[0].with_suffix(".html")
     page = build_page([read_recording(path) for path in args.recordings])
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); choose another --out") from None
+    write_text(out, page)
     print(out)
     if args.open and not webbrowser.open(out.absolute().as_uri()):
         print("no browser found; open the file by hand", file=sys.stderr)

@@ -1,27 +1,20 @@
 """`results.json`: what a finished run says about itself, and where it was made.
 
-JSON has no NaN and no infinity. They are written as the strings "nan", "inf" and "-inf", and read back as floats, so
-that every JSON reader can open the file and no bad number is lost.
+Numbers that JSON cannot spell, which `files.write_json` writes as "nan", "inf" and "-inf", are read back as floats.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib.metadata
-import json
 import math
-import numbers
 import os
 import platform
-import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sm_diffusion.files import read_json
 from sm_diffusion.paths import ROOT
 from sm_diffusion.types import UserError
 
@@ -42,7 +35,18 @@ _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _NUMBER_SECTIONS = ("metrics", "compute", "omegas")
 
 
-# ------------------------------------------------------------------------------------------------------ environment
+def read_results(path: Path) -> dict[str, Any]:
+    """A run's results.json; numbers that JSON cannot spell come back as NaN and infinities."""
+    results = read_json(path, advice="delete it to have it made again")
+    if not isinstance(results, dict) or not isinstance(results.get("metrics"), dict):
+        raise UserError(f'{path}: not a results file (no "metrics"); delete it to have it made again')
+    for section in _NUMBER_SECTIONS:
+        if isinstance(results.get(section), dict):
+            results[section] = {
+                key: _NON_FINITE.get(value, value) if isinstance(value, str) else value
+                for key, value in results[section].items()
+            }
+    return results
 
 
 def environment() -> dict[str, Any]:
@@ -111,7 +115,7 @@ def machine() -> dict[str, Any]:
 
 def _cpu_model() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     for line in lines:
@@ -125,106 +129,3 @@ def _memory_gib() -> float | None:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (ValueError, OSError):
         return None
-
-
-# ------------------------------------------------------------------------------------------------------------ files
-
-
-def write_json(path: Path, obj: Any) -> None:
-    """Write `obj` so that a reader sees the old file or the whole new one, whatever happens in between.
-
-    Raises UserError naming the file when it cannot be written (no permission, disk full); the old file survives.
-    """
-    text = json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # the first error is the one to report
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from None
-
-
-def _plain(obj: Any) -> Any:
-    if obj is None or isinstance(obj, bool | int | str):
-        return obj
-    if isinstance(obj, Mapping):
-        return {str(key): _plain(value) for key, value in obj.items()}
-    if isinstance(obj, list | tuple):
-        return [_plain(value) for value in obj]
-    if isinstance(obj, Path):
-        return str(obj)
-    if isinstance(obj, numbers.Integral):
-        return int(obj)
-    if isinstance(obj, numbers.Real):
-        value = float(obj)
-        return value if math.isfinite(value) else str(value)
-    raise TypeError(f"cannot be written as JSON: {type(obj).__name__}")
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; UserError naming the file when it is missing or broken."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON file ({error}); delete it to have it made again") from None
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """A run's results.json; numbers that JSON cannot spell come back as NaN and infinities."""
-    results = read_json(path)
-    if not isinstance(results, dict) or not isinstance(results.get("metrics"), dict):
-        raise UserError(f'{path}: not a results file (no "metrics"); delete it to have it made again')
-    for section in _NUMBER_SECTIONS:
-        if isinstance(results.get(section), dict):
-            results[section] = {
-                key: _NON_FINITE.get(value, value) if isinstance(value, str) else value
-                for key, value in results[section].items()
-            }
-    return results
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file's content."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-# ------------------------------------------------------------------------------------------------------- statistics
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean, sample standard deviation (None when n < 2) and number of runs. NaN stays NaN."""
-
-    mean: float
-    std: float | None
-    n: int
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Of at least one value. A value that is not finite makes the mean so too, never silently dropped."""
-    if not values:
-        raise ValueError("no values")
-    if not all(math.isfinite(value) for value in values):
-        return Spread(math.fsum(values) / len(values), math.nan if len(values) > 1 else None, len(values))
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(statistics.fmean(values), std, len(values))
-
-
-def paired_difference(a: Mapping[int, float], b: Mapping[int, float]) -> Spread | None:
-    """Of a - b over the seeds both have; None when they share none. Pairing removes what a seed does to both."""
-    seeds = sorted(set(a) & set(b))
-    return spread([a[seed] - b[seed] for seed in seeds]) if seeds else None

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.evaluation.results import read_json
+from sm_diffusion.files import read_json
 from sm_diffusion.reproduction.experiment import Experiment
 from sm_diffusion.types import UserError
 

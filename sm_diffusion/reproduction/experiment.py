@@ -97,7 +97,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        described = yaml.safe_load(path.read_text()) or {}
+        described = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
     known = ("title", "rows", "eval_rows", "seeds", "columns", "compare", "notes")

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.evaluation.results import read_json, read_results, sha256_of
+from sm_diffusion.evaluation.results import read_results
+from sm_diffusion.files import read_json, sha256_of
 from sm_diffusion.reproduction.experiment import Experiment
 from sm_diffusion.reproduction.state import STALE_MARK, State, config_differences, state_of
 

@@ -45,7 +45,7 @@ def read_metrics(run_dir: Path) -> Series:
 
 def _read_csv(path: Path) -> Series:
     series: Series = {}
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for number, line in enumerate(csv.DictReader(file), start=2):
             try:
                 step = int(line["step"])
@@ -64,7 +64,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "config.yaml"
     if path.is_file():
         try:
-            config = yaml.safe_load(path.read_text())
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError:
             raise UserError(f"{path}: not a YAML file") from None
     else:

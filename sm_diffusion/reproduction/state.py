@@ -70,7 +70,7 @@ def _earlier_config(folder: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError:
         raise UserError(f"{path}: not a YAML file; delete {folder} to run it again") from None
     return config if isinstance(config, dict) else None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sm_diffusion.evaluation.results import Spread, paired_difference, spread
+from sm_diffusion.evaluation.spread import Spread, paired_difference, spread
 
 LEVEL = 0.95
 RESAMPLES = 10_000

@@ -83,7 +83,7 @@ class Processes(Workers):
         for folder, process in self.running.items():
             if (status := process.poll()) is not None:
                 del self.running[folder]
-                lines = log_of(folder).read_text(errors="replace").strip().splitlines()
+                lines = log_of(folder).read_text(encoding="utf-8", errors="replace").strip().splitlines()
                 return folder, status, "\n".join(lines[-LOG_TAIL_LINES:])
         return None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from sm_diffusion.denoisers.dit import DiT, DiTShape
+from sm_diffusion.denoisers.dit.model import DiT, DiTShape
 from sm_diffusion.diffusion.parameterization import Subs
 
 GOLDEN = Path(os.environ.get("SMD_GOLDEN", Path(__file__).parents[1] / "golden"))

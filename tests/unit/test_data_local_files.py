@@ -56,8 +56,8 @@ def test_unchanged_files_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
     write_jsonl(tmp_path / "text" / "b.jsonl", [{"text": "other"}])
     first = corpus(tmp_path).fingerprint()
     read = []
-    whole = digests._sha256
-    monkeypatch.setattr(digests, "_sha256", lambda path: read.append(path.name) or whole(path))
+    whole = digests.sha256_of
+    monkeypatch.setattr(digests, "sha256_of", lambda path: read.append(path.name) or whole(path))
     assert corpus(tmp_path).fingerprint() == first
     assert read == []
     write_jsonl(tmp_path / "text" / "b.jsonl", [{"text": "OTHER"}])

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from sm_diffusion.evaluation import results
-from sm_diffusion.evaluation.results import paired_difference, read_json, read_results, sha256_of, spread, write_json
+from sm_diffusion.evaluation.results import read_results
+from sm_diffusion.evaluation.spread import Spread, paired_difference, spread
+from sm_diffusion.files import read_json, sha256_of, write_json
 from sm_diffusion.types import UserError
 
 
@@ -79,8 +81,8 @@ def test_sha256(tmp_path: Path) -> None:
 
 
 def test_spread() -> None:
-    assert spread([2.0]) == results.Spread(2.0, None, 1)
-    assert spread([1.0, 3.0]) == results.Spread(2.0, math.sqrt(2), 2)
+    assert spread([2.0]) == Spread(2.0, None, 1)
+    assert spread([1.0, 3.0]) == Spread(2.0, math.sqrt(2), 2)
     bad = spread([1.0, math.nan])
     assert math.isnan(bad.mean)
     assert bad.std is not None
@@ -90,7 +92,7 @@ def test_spread() -> None:
 
 
 def test_differences_are_paired_by_seed() -> None:
-    assert paired_difference({1: 10.0, 2: 20.0, 5: 0.0}, {1: 9.0, 2: 19.0, 3: 7.0}) == results.Spread(1.0, 0.0, 2)
+    assert paired_difference({1: 10.0, 2: 20.0, 5: 0.0}, {1: 9.0, 2: 19.0, 3: 7.0}) == Spread(1.0, 0.0, 2)
     assert paired_difference({1: 10.0}, {2: 9.0}) is None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -58,10 +60,10 @@ def kill_at(step: int, patch: pytest.MonkeyPatch) -> list[int]:
 
         return call
 
-    patch.setattr(Path, "rename", counted(Path.rename))
-    patch.setattr(ckpt_store, "_delete", counted(ckpt_store._delete))
-    patch.setattr(ckpt_store, "_sync_folder", counted(ckpt_store._sync_folder))
-    patch.setattr(ckpt_store.os, "replace", counted(ckpt_store.os.replace))
+    patch.setattr(os, "replace", counted(os.replace))
+    patch.setattr(os, "fsync", counted(os.fsync))
+    patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
+    patch.setattr(Path, "unlink", counted(Path.unlink))
     patch.setattr(ckpt_store.torch, "save", counted(ckpt_store.torch.save))
     return count
 

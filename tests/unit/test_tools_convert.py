@@ -15,7 +15,7 @@ from sm_diffusion.cli import main as cli
 from sm_diffusion.denoisers.adapters import peft
 from sm_diffusion.denoisers.checkpoints.weights import read_weights
 from sm_diffusion.denoisers.pretrained.export import export_folder
-from sm_diffusion.reproduction.staged import staged
+from sm_diffusion.files import staged
 from tests.helpers.golden import GOLDEN
 from tests.helpers.qwen import MASK, tiny_qwen
 

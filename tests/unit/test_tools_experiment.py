@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from sm_diffusion.app import text as tables
-from sm_diffusion.evaluation.results import write_json
+from sm_diffusion.files import write_json
 from sm_diffusion.reproduction import experiment as experiments
 from sm_diffusion.reproduction import state
 from sm_diffusion.types import UserError

@@ -12,7 +12,7 @@ import pytest
 
 from sm_diffusion.cli import main as cli
 from sm_diffusion.cli.sample import FORMAT
-from sm_diffusion.evaluation.results import write_json
+from sm_diffusion.files import write_json
 from sm_diffusion.reproduction import experiment as experiments
 from sm_diffusion.reproduction.report import report
 from tests.unit.test_tools_experiment import make_experiment, make_metrics, make_run, row_config

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from sm_diffusion import paths
 from sm_diffusion.cli import main as cli
 from sm_diffusion.config import store
-from sm_diffusion.evaluation.results import read_json, write_json
+from sm_diffusion.files import read_json, write_json
 from sm_diffusion.reproduction import experiment as experiments
 from sm_diffusion.reproduction import rows, run
 from sm_diffusion.reproduction.programs import quoted

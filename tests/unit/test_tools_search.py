@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 
 from sm_diffusion.cli import main as cli
-from sm_diffusion.evaluation.results import write_json
+from sm_diffusion.files import write_json
 from sm_diffusion.reproduction.search import search
 from sm_diffusion.reproduction.workers import Processes
 

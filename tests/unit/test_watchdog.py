@@ -76,7 +76,7 @@ def test_beats_survive_the_disk_and_half_written_ones_are_passed_over(tmp_path: 
 
 
 def test_the_place_of_the_main_thread_is_its_innermost_line_here() -> None:
-    assert heartbeat.main_thread_place().startswith("training/heartbeat.py:")
+    assert heartbeat.main_thread_place().startswith("training/watchdog/heartbeat.py:")
 
 
 def watchdog(folder: Path, *, rank: int = 0) -> Watchdog:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -13,7 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from sm_diffusion.data.stores.cache import Progress, denied_as_user_error
-from sm_diffusion.types import UserError
+from sm_diffusion.files import digest, encode, read_json, replacing, sha256_of
 
 MAX_THREADS = 8
 Stamp = list[int]  # size, time of change of the content, time of change of the file (which copying tools cannot set)
@@ -29,7 +27,7 @@ def digest_files(folder: Path, names: Sequence[str], cache_dir: Path | None) -> 
     paths = [folder / name for name in names]
     if cache_dir is None:
         return _digests(paths, {})[0]
-    place = hashlib.sha256(str(folder).encode()).hexdigest()[:24]
+    place = digest(str(folder))[:24]
     note = cache_dir / "local" / f"{place}.json"
     with denied_as_user_error(cache_dir):
         note.parent.mkdir(parents=True, exist_ok=True)
@@ -37,17 +35,16 @@ def digest_files(folder: Path, names: Sequence[str], cache_dir: Path | None) -> 
             known = _read(note)
             digests, fresh = _digests(paths, known)
             if fresh:
-                part = note.with_name(f".{note.name}.{os.getpid()}.tmp")
-                part.write_text(json.dumps(known | fresh), encoding="utf-8")
-                part.replace(note)
+                with replacing(note) as part:
+                    part.write_bytes(encode(json.dumps(known | fresh)))
     return digests
 
 
 def _read(note: Path) -> dict[str, tuple[Stamp, str]]:
     try:
-        stored = json.loads(note.read_text(encoding="utf-8"))
+        stored = read_json(note)
         return {str(name): (list(stamp), str(digest)) for name, (stamp, digest) in stored.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError):  # UserError among them
         return {}  # none yet, or torn: the files are read again
 
 
@@ -60,7 +57,7 @@ def _digests(
     total, progress, done = sum(stamps[number][0] for number in stale), Progress(), 0
     fresh: dict[str, tuple[Stamp, str]] = {}
     with ThreadPoolExecutor(MAX_THREADS) if len(stale) > 1 else nullcontext() as pool:
-        found = (pool.map if pool else map)(_sha256, [paths[number] for number in stale])
+        found = (pool.map if pool else map)(sha256_of, [paths[number] for number in stale])
         for number, digest in zip(stale, found, strict=True):
             fresh[str(paths[number])] = (stamps[number], digest)
             done += stamps[number][0]
@@ -72,11 +69,3 @@ def _digests(
 def _stamp(path: Path) -> Stamp:
     state = path.stat()
     return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): check the file and its rights") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 from sm_diffusion.data.corpora.file_digests import digest_files
 from sm_diffusion.data.corpora.records import SUFFIXES, Root, suffix_of
 from sm_diffusion.data.stores.cache import Progress
+from sm_diffusion.files import read_object, write_json
 from sm_diffusion.types import UserError
 
 
@@ -103,14 +103,10 @@ class HubRepository(Location):
     def locate(self, patterns: Sequence[str]) -> Located:
         note = self._folder / "revision.json"
         if note.is_file():
-            stored = json.loads(note.read_text(encoding="utf-8"))
-            commit, every = stored["commit"], [FileInfo(*file) for file in stored["files"]]
+            commit, every = _read_note(note)
         else:
             commit, every = self._resolve(patterns)
-            self._folder.mkdir(parents=True, exist_ok=True)
-            part = note.with_name(f".revision.{os.getpid()}")
-            part.write_text(json.dumps({"commit": commit, "files": every}), encoding="utf-8")
-            part.replace(note)
+            write_json(note, {"commit": commit, "files": every})
         found = matching(every, patterns)
         if not found:
             raise UserError(
@@ -165,6 +161,15 @@ class HubRepository(Location):
             f"{self.revision} ({type(error).__name__}: {reason}): log in with `hf auth login` if it is gated, or "
             f"download the files that match {' or '.join(patterns)} elsewhere and set data.path=FOLDER"
         )
+
+
+def _read_note(note: Path) -> tuple[str, list[FileInfo]]:
+    advice = "delete it to have the hub asked again"
+    stored = read_object(note, advice=advice)
+    try:
+        return str(stored["commit"]), [FileInfo(*file) for file in stored["files"]]
+    except (KeyError, TypeError):
+        raise UserError(f"{note}: not what the hub said; {advice}") from None
 
 
 def _endpoint() -> str:

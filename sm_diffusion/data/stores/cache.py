@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sm_diffusion import files
 from sm_diffusion.types import UserError
 
 NOTICE_SECONDS = 5.0
@@ -60,12 +60,8 @@ def _build(folder: Path, build: Callable[[Path], None]) -> None:
     try:
         new.mkdir()
         build(new)
-        for path in [*new.iterdir(), new]:
-            _fsync(path)
-        if folder.is_dir():
-            folder.rename(old)
-        new.rename(folder)
-        _fsync(folder.parent)
+        files.sync_tree(new)
+        files.swap(new, folder, aside=old)
     except OSError as error:
         if error.errno not in _FULL:
             raise
@@ -111,14 +107,6 @@ def _acquire(lock: FileLock, folder: Path) -> None:
             if not told:
                 print(f"waiting for another process that prepares {folder}", file=sys.stderr, flush=True)
                 told = True
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Progress:

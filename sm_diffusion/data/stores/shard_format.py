@@ -7,9 +7,7 @@ is a function of the files, the settings and the tokenizer, so two preparations 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 
 from sm_diffusion.data.stores.arrow_cache import CacheMeta, SplitMeta, TokenCache
 from sm_diffusion.data.tokenizers.base import TextTokenizer
+from sm_diffusion.files import read_json, sha256_of
 from sm_diffusion.types import UserError
 
 FORMAT = 1
@@ -100,16 +99,6 @@ def dtype_of(vocab_size: int) -> str:
     return "<u2" if vocab_size <= 2**16 else "<i4"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a small file so that it is there whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
 def as_json(value: Any) -> str:
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
@@ -117,7 +106,7 @@ def as_json(value: Any) -> str:
 def read_sidecar(folder: Path, name: str) -> ShardMeta | None:
     """The shard's record if shard and record are there with the right size, else None."""
     try:
-        meta = ShardMeta(**json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+        meta = ShardMeta(**read_json(folder / f"{name}.json"))
         return meta if (folder / f"{name}.bin").stat().st_size == meta.file_bytes else None
     except (OSError, ValueError, TypeError):
         return None
@@ -126,7 +115,7 @@ def read_sidecar(folder: Path, name: str) -> ShardMeta | None:
 def read_manifest(folder: Path) -> Manifest | None:
     """The manifest, or None while the folder is incomplete."""
     try:
-        fields = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        fields = read_json(folder / "manifest.json")
         return Manifest(**{**fields, "shards": [ShardMeta(**shard) for shard in fields["shards"]]})
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -145,11 +134,6 @@ def totals(shards: Sequence[ShardMeta]) -> dict[str, dict[str, Any]]:
         for reason, number in shard.refused.items():
             counts["refused"][reason] = counts["refused"].get(reason, 0) + number
     return result
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def damaged(folder: Path, manifest: Manifest, *, deep: bool) -> list[tuple[ShardMeta, str]]:

@@ -30,7 +30,6 @@ from sm_diffusion.data.stores.shard_format import (
     read_manifest,
     read_sidecar,
     totals,
-    write_whole,
 )
 from sm_diffusion.data.stores.shard_writer import (
     Job,
@@ -42,6 +41,7 @@ from sm_diffusion.data.stores.shard_writer import (
     unfinished,
 )
 from sm_diffusion.data.tokenizers.base import TextTokenizer
+from sm_diffusion.files import encode, remove_temporary, replacing
 from sm_diffusion.types import UserError
 
 SAMPLES = 6
@@ -191,8 +191,7 @@ class ShardPreparer:
                 raise
 
     def _build(self, workers: int, *, expected: Manifest | None = None) -> None:
-        for stale in self.folder.rglob(".*.tmp"):
-            stale.unlink(missing_ok=True)
+        remove_temporary(self.folder)
         jobs = self._recipe.jobs(self._splits)
         left = unfinished(self.folder, jobs)
         if left:
@@ -214,7 +213,8 @@ class ShardPreparer:
         text = manifest_json(self._manifest(shards, counts))
         path = self.folder / "manifest.json"
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            write_whole(path, text)
+            with replacing(path) as part:
+                part.write_bytes(encode(text))
 
     def _manifest(self, shards: list[ShardMeta], counts: dict[str, dict[str, object]]) -> Manifest:
         recipe, tokenizer = self._recipe, self._recipe.tokenizer

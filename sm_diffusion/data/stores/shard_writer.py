@@ -24,8 +24,9 @@ from sm_diffusion.data.corpora.file_corpus import SPLITS, FileCorpus
 from sm_diffusion.data.corpora.filters import same_text
 from sm_diffusion.data.corpora.records import Slice
 from sm_diffusion.data.stores.packing import wrap_documents
-from sm_diffusion.data.stores.shard_format import ShardMeta, as_json, dtype_of, read_sidecar, write_whole
+from sm_diffusion.data.stores.shard_format import ShardMeta, as_json, dtype_of, read_sidecar
 from sm_diffusion.data.tokenizers.base import TextTokenizer
+from sm_diffusion.files import digest, encode, replacing
 from sm_diffusion.types import UserError
 
 BATCH_CHARACTERS = 2**20
@@ -51,7 +52,7 @@ class Recipe:
     @property
     def key(self) -> str:
         text = json.dumps([1, self.source.fingerprint(), self.tokenizer.fingerprint(), self.length])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest(text)[:16]
 
     def jobs(self, splits: Sequence[str] = SPLITS) -> list[Job]:
         return [
@@ -117,22 +118,19 @@ def build_shard(recipe: Recipe, folder: Path, job: Job) -> ShardMeta:
     if recipe.source.deduplicate:
         drop = frozenset(np.load(folder / "duplicates" / f"{job.name}.npy").tolist())
     tokens = SliceTokens(recipe, job.split, job.part, drop=drop)
-    digest, sequences = hashlib.sha256(), 0
-    part = folder / f".{job.name}.{os.getpid()}.tmp"
-    with part.open("wb") as file:
+    sha256, sequences = hashlib.sha256(), 0
+    with replacing(folder / f"{job.name}.bin") as part, part.open("wb") as file:
         for windows in tokens.windows():
             raw = windows.tobytes()
             file.write(raw)
-            digest.update(raw)
+            sha256.update(raw)
             sequences += len(windows)
-        file.flush()
-        os.fsync(file.fileno())
         size = file.tell()
     meta = ShardMeta(
         name=job.name,
         split=job.split,
         part=list(job.part),
-        sha256=digest.hexdigest(),
+        sha256=sha256.hexdigest(),
         file_bytes=size,
         sequences=sequences,
         documents=tokens.documents,
@@ -140,8 +138,8 @@ def build_shard(recipe: Recipe, folder: Path, job: Job) -> ShardMeta:
         text_bytes=tokens.text_bytes,
         refused=dict(sorted(tokens.refused.items())),
     )
-    os.replace(part, folder / f"{job.name}.bin")
-    write_whole(folder / f"{job.name}.json", as_json(asdict(meta)))
+    with replacing(folder / f"{job.name}.json") as part:
+        part.write_bytes(encode(as_json(asdict(meta))))
     return meta
 
 
@@ -172,10 +170,8 @@ def find_duplicates(recipe: Recipe, folder: Path, jobs: Sequence[Job], *, worker
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with part.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         np.save(file, array)
-    os.replace(part, path)
 
 
 def unfinished(folder: Path, jobs: Sequence[Job]) -> list[Job]:

@@ -12,9 +12,7 @@ An adapter folder holds
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 from sm_diffusion.denoisers.adapters import transparency
 from sm_diffusion.denoisers.pretrained.hf import CausalLM, HFDenoiser
 from sm_diffusion.diffusion.soft_mask import SoftMaskBase
+from sm_diffusion.files import digest, read_json, write_json, write_whole
 from sm_diffusion.types import UserError
 
 if TYPE_CHECKING:
@@ -73,11 +72,12 @@ class Adapter:
 def base_fingerprint(lm: CausalLM) -> str:
     """sha256 over names, shapes and the first entries of every tensor, as bfloat16: equal for equal weights in any of
     the dtypes a checkpoint is loaded in. Needs the plain, unsharded, unquantised model."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(lm.named_parameters()):
+
+    def described(name: str, parameter: Tensor) -> str:
         sample = parameter.detach().flatten()[:_SAMPLED].to(torch.bfloat16).view(torch.int16).cpu()
-        digest.update(f"{name} {tuple(parameter.shape)} {sample.tolist()}".encode())
-    return digest.hexdigest()
+        return f"{name} {tuple(parameter.shape)} {sample.tolist()}"
+
+    return digest(*(described(name, parameter) for name, parameter in sorted(lm.named_parameters())))
 
 
 def attach(denoiser: HFDenoiser, spec: AdapterSpec, *, seed: int) -> Adapter:
@@ -168,9 +168,9 @@ def save(
     (folder / OMEGA_FILE).unlink(missing_ok=True)
     if soft_mask is not None:
         raw = {name: tensor.detach().cpu().contiguous() for name, tensor in soft_mask.state_dict().items()}
-        save_file(raw, folder / OMEGA_FILE)
+        write_whole(folder / OMEGA_FILE, lambda temporary: save_file(raw, temporary))
     base = {"base": adapter.denoiser.source, "base_fingerprint": adapter.fingerprint}
-    (folder / BASE_FILE).write_text(json.dumps(base, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / BASE_FILE, base)
 
 
 def load(
@@ -220,7 +220,7 @@ def _check_base(denoiser: HFDenoiser, folder: Path, named: str) -> None:
     path = folder / BASE_FILE
     if path.is_file():
         try:
-            theirs = json.loads(path.read_text(encoding="utf-8"))["base_fingerprint"]
+            theirs = read_json(path)["base_fingerprint"]
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{path} is malformed: delete it to skip the check of the base weights") from None
         if theirs != base_fingerprint(denoiser.lm):

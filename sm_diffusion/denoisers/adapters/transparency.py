@@ -12,7 +12,6 @@ without feedback has {"transparency_alg": "none"} alone. The authors round the n
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from sm_diffusion.diffusion.soft_mask import (
     StepwiseStrength,
     StrengthSchedule,
 )
+from sm_diffusion.files import read_json, write_json
 from sm_diffusion.types import UserError
 
 FILE_NAME = "transparency_config.json"
@@ -137,16 +137,12 @@ def describe(soft_mask: SoftMaskBase | None, scheduling: str = "none") -> Transp
 def read(folder: Path) -> TransparencyConfig:
     """Read `transparency_config.json` of an adapter folder. UserError if it is missing or malformed."""
     path = folder / FILE_NAME
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: it holds the omegas of an adapter") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not readable JSON ({error})") from None
-    return TransparencyConfig.parse(values, str(path))
+    if not path.exists():
+        raise UserError(f"{path} does not exist: it holds the omegas of an adapter")
+    return TransparencyConfig.parse(read_json(path), str(path))
 
 
 def write(config: TransparencyConfig, folder: Path) -> None:
     """Write `transparency_config.json` as the authors' generation code reads it."""
     values = {"transparency_alg": NONE} if config.transparency_alg == NONE else dataclasses.asdict(config)
-    (folder / FILE_NAME).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / FILE_NAME, values)

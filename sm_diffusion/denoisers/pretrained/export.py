@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
 from sm_diffusion.denoisers.pretrained.loading import SHIFT_KEY
+from sm_diffusion.files import read_object, write_json
 from sm_diffusion.types import UserError
 
 
@@ -27,9 +27,7 @@ def export_folder(denoiser: HFDenoiser, folder: Path, *, mask_id: int, max_shard
         raise UserError("the weights are quantised: open the base unquantised, load the adapter, merge and export that")
     denoiser.lm.save_pretrained(folder, max_shard_size=max_shard_size)
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config |= {"mask_token_id": mask_id, SHIFT_KEY: denoiser.shift_logits}
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(path, read_object(path) | {"mask_token_id": mask_id, SHIFT_KEY: denoiser.shift_logits})
 
 
 def push_folder(folder: Path, repository: str, *, private: bool = True, message: str = "Upload model") -> str:

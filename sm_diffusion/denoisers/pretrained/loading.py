@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from sm_diffusion.denoisers.pretrained import dream, llada
 from sm_diffusion.denoisers.pretrained.hf import CausalLM, CheckpointLayout, HFDenoiser, add_mask_token
+from sm_diffusion.files import read_object
 from sm_diffusion.types import UserError
 
 
@@ -79,15 +79,9 @@ def fetch(name: str, revision: str | None = None) -> tuple[Path, str]:
 def read_config(folder: Path) -> dict[str, Any]:
     """The decoded config.json."""
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: {folder} is no model folder") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not readable JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(config).__name__}")
-    return config
+    if not path.exists():
+        raise UserError(f"{path} does not exist: {folder} is no model folder")
+    return read_object(path)
 
 
 def shard_files(folder: Path) -> list[Path]:
@@ -99,7 +93,7 @@ def shard_files(folder: Path) -> list[Path]:
             raise UserError(f"{folder} holds no *.safetensors file: only that format is read")
         return files
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_object(index)["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{index} is not an index of safetensors files: download it again") from None
     missing = [name for name in names if not (folder / name).is_file()]

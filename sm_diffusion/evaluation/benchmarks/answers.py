@@ -11,7 +11,6 @@ A folder holds those of one checkpoint, protocol and number of steps:
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,9 +22,9 @@ from sm_diffusion.data.chat.prompt_codec import PromptCodec
 from sm_diffusion.evaluation.benchmarks.extract import truncate_at
 from sm_diffusion.evaluation.benchmarks.judging import Answer, Record, judge_answers
 from sm_diffusion.evaluation.benchmarks.tasks import Problem, Task
-from sm_diffusion.evaluation.durable import KeyedFolder
 from sm_diffusion.evaluation.execution.executor import Executor
 from sm_diffusion.evaluation.generation.samples import row_seed
+from sm_diffusion.files import KeyedFolder, write_text
 from sm_diffusion.sampling import RowNoise, Sampler, from_prompts
 from sm_diffusion.types import UserError
 
@@ -99,16 +98,9 @@ class AnswerStore:
 
     def write_records(self, answers: Sequence[GeneratedAnswer], records: Sequence[Record]) -> Path:
         """records.jsonl: a line an answer with what was asked, said, extracted and found."""
-        path = self.folder / "records.jsonl"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("w") as file:
-                for answer, record in zip(answers, records, strict=True):
-                    file.write(json.dumps({**asdict(answer), **record.as_dict()}, ensure_ascii=False) + "\n")
-            temporary.replace(path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); free space") from None
-        return path
+        rows = ({**asdict(answer), **record.as_dict()} for answer, record in zip(answers, records, strict=True))
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        return write_text(self.folder / "records.jsonl", text)
 
 
 @dataclass(frozen=True, kw_only=True)

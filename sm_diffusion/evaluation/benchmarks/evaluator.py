@@ -12,9 +12,9 @@ from sm_diffusion.evaluation.base import EvalContext, EvalResult, Evaluator
 from sm_diffusion.evaluation.benchmarks.answers import AnswerPlan, AnswerStore, GeneratedAnswer, judged, make_answers
 from sm_diffusion.evaluation.benchmarks.judging import Record, summarize
 from sm_diffusion.evaluation.benchmarks.table import score_table
-from sm_diffusion.evaluation.durable import key_sha256
 from sm_diffusion.evaluation.execution.executor import Executor
-from sm_diffusion.evaluation.results import spread
+from sm_diffusion.evaluation.spread import spread
+from sm_diffusion.files import key_digest
 from sm_diffusion.sampling import Sampler
 
 COUNTS = ("empty", "truncated", "extraction_failures", "harness_errors")
@@ -72,7 +72,7 @@ class ScoreEvaluator(Evaluator):
             return EvalResult(metrics={})
         described = None if self.executor is None else self.executor.describe()
         # Where the limits or the isolation changed, programs are run again.
-        judge = key_sha256({"executor": described})[:16]
+        judge = key_digest({"executor": described})[:16]
         rows: list[dict[str, Any]] = []
         metrics: dict[str, float] = {}
         for setting in self.settings:

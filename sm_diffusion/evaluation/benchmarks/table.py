@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sm_diffusion.evaluation.durable import flat
+from sm_diffusion.files import flat
 
 Row = Mapping[str, Any]
 # What may differ between the rows of one table without a word: it is a column, or the model itself.

@@ -237,7 +237,7 @@ class Executor:
 def _random_uid() -> int:
     """An even uid (the judge takes the next one) that no user has and that limits count alone."""
     table = Path("/proc/self/uid_map")
-    lines = table.read_text().splitlines() if table.exists() else ["0 0 4294967295"]
+    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else ["0 0 4294967295"]
     ends = [int(line.split()[0]) + int(line.split()[2]) for line in lines]
     top = min(4_000_000_000, max(ends) - 2)
     return top * 3 // 8 * 2 + 2 * secrets.randbelow(max(1, top // 8))

@@ -110,7 +110,7 @@ def enter_user_namespace() -> None:
     uid, gid = os.getuid(), os.getgid()
     unshare(NEWUSER)
     for name, text in (("setgroups", "deny"), ("uid_map", f"65534 {uid} 1"), ("gid_map", f"65534 {gid} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
             file.write(text)
 
 
@@ -137,7 +137,7 @@ def _bind(root: str, path: str) -> None:
         os.makedirs(target, mode=0o755, exist_ok=True)
     else:
         os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
-        open(target, "w").close()
+        open(target, "wb").close()
     _mount(path, target, "none", _MS_BIND_REC)
     _restrict_mount(target, 3 if path.startswith("/dev/") else 7, recursive=os.path.isdir(path))
 

@@ -34,7 +34,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 
 def _mapped_files() -> list[str]:
     """Files this interpreter has mapped: its shared libraries, wherever they lie."""
-    with open("/proc/self/maps") as file:
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
         paths = {line.split(maxsplit=5)[5].strip() for line in file if line.count("/")}
     return sorted(path for path in paths if path.startswith("/") and os.path.isfile(path))
 
@@ -217,7 +217,7 @@ def _children() -> list[int]:
     me, found = os.getpid(), []
     for entry in os.listdir("/proc"):
         try:
-            with open(f"/proc/{entry}/stat") as file:
+            with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
                 parent = int(file.read().rpartition(")")[2].split()[1])
         except (OSError, IndexError, ValueError):
             continue

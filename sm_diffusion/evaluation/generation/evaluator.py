@@ -14,6 +14,7 @@ from sm_diffusion.evaluation.generation.mauve import MauveScorer
 from sm_diffusion.evaluation.generation.reader import CausalJudge, generative_perplexity
 from sm_diffusion.evaluation.generation.samples import Generation, GenerationCache, generate_into
 from sm_diffusion.evaluation.generation.text_stats import statistics_of
+from sm_diffusion.files import write_whole
 from sm_diffusion.sampling import Sampler
 
 
@@ -182,8 +183,4 @@ def draw_frontier(points: Sequence[dict[str, float]], out: Path) -> Path:
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12, y=0.12)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.stem}.tmp.png")
-    figure.savefig(temporary, dpi=160)
-    temporary.replace(out)
-    return out
+    return write_whole(out, lambda temporary: figure.savefig(temporary, format="png", dpi=160))

@@ -7,7 +7,6 @@ on the seed of k-means: both are always reported with it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sm_diffusion.evaluation.generation.reader import CausalJudge
-from sm_diffusion.evaluation.results import Spread, spread
+from sm_diffusion.evaluation.spread import Spread, spread
+from sm_diffusion.files import digest, write_whole
 from sm_diffusion.types import UserError
 
 EXTRA = "evaluator.mauve=true: the package mauve-text is missing; install the extra: pip install 'sm-diffusion[eval]'"
@@ -124,7 +124,7 @@ class MauveScorer:
         first = next(self.model.model.parameters()).detach()
         weights = float(first.double().sum())  # a folder may come to hold another model
         key = json.dumps([self.model.name, weights, self.model.max_tokens, list(self.references)])
-        path = self.cache_dir / f"mauve-{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+        path = self.cache_dir / f"mauve-{digest(key)[:24]}.npy"
         if path.exists():
             try:
                 found: NDArray[np.float32] = np.load(path)
@@ -132,8 +132,10 @@ class MauveScorer:
                 raise UserError(f"{path}: damaged; delete it to have it made again") from None
             return found
         features_ND: NDArray[np.float32] = self.model.features(self.references).numpy()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp.npy")
-        np.save(temporary, features_ND)
-        temporary.replace(path)
+        write_whole(path, lambda temporary: _save(temporary, features_ND))
         return features_ND
+
+
+def _save(path: Path, array: NDArray[np.float32]) -> None:
+    with path.open("wb") as file:  # given a name, numpy would change it
+        np.save(file, array)

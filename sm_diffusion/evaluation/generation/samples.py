@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.evaluation.durable import KeyedFolder, key_sha256
+from sm_diffusion.files import KeyedFolder, key_digest
 from sm_diffusion.sampling import RowNoise, Sampler, blank
 
 
@@ -63,7 +63,7 @@ class GenerationCache:
 
 def cache_folder(root: Path, key: Mapping[str, Any]) -> Path:
     """A folder below `root` named by the key's content."""
-    return root / key_sha256(key)[:24]
+    return root / key_digest(key)[:24]
 
 
 def generate_into(

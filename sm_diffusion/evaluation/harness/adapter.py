@@ -26,7 +26,7 @@ from sm_diffusion.evaluation.likelihood import (
     Passage,
     noise_level,
 )
-from sm_diffusion.evaluation.results import sha256_of
+from sm_diffusion.files import sha256_of
 from sm_diffusion.types import UserError
 
 if TYPE_CHECKING:

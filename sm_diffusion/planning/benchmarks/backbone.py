@@ -20,7 +20,8 @@ from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
 from sm_diffusion.diffusion.soft_mask import SoftMask
-from sm_diffusion.evaluation.results import environment, write_json
+from sm_diffusion.evaluation.results import environment
+from sm_diffusion.files import write_json
 from sm_diffusion.planning.benchmarks.measure import interleaved_ms, peak_mb
 from sm_diffusion.sampling import (
     MEASURES,

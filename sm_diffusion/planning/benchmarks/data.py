@@ -28,6 +28,7 @@ from sm_diffusion.data.stores.arrow_cache import TokenCache
 from sm_diffusion.data.stores.shard_preparer import ShardPreparer
 from sm_diffusion.data.tokenizers.base import ByteTokenizer, TextTokenizer
 from sm_diffusion.data.tokenizers.build import TokenizerSpec, build_tokenizer
+from sm_diffusion.files import write_json
 from sm_diffusion.planning.benchmarks.packing import MICRO_BATCHES, measure_packing
 from sm_diffusion.planning.plan import PEAK_TFLOPS, make_plan
 from sm_diffusion.types import UserError
@@ -45,7 +46,7 @@ from sm_diffusion.data.loader import LoaderSettings, table_loader
 from sm_diffusion.data.stores.shard_format import open_shards, read_manifest
 
 def anonymous_kb():
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1])
     return 0
@@ -98,7 +99,7 @@ def run_cli(args: argparse.Namespace) -> int:
         found = measure(Path(folder), megabytes=megabytes, large=large, tokenizer=args.tokenizer)
     print("\n".join(report(found)))
     if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, found)
         print(f"written to {args.json}")
     return 0
 

@@ -22,7 +22,8 @@ from sm_diffusion.diffusion.parameterization import Subs
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
 from sm_diffusion.diffusion.readouts import scratch
 from sm_diffusion.diffusion.soft_mask import SoftMask
-from sm_diffusion.evaluation.results import environment, write_json
+from sm_diffusion.evaluation.results import environment
+from sm_diffusion.files import write_json
 from sm_diffusion.planning.benchmarks.floor import Pass, arithmetic, counted, products_alone
 from sm_diffusion.planning.benchmarks.measure import interleaved_ms, peak_mb
 from sm_diffusion.sampling import (

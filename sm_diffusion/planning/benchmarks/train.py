@@ -20,7 +20,8 @@ from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftM
 from sm_diffusion.diffusion.readouts import scratch
 from sm_diffusion.diffusion.schedule import LogLinear, StratifiedTimes
 from sm_diffusion.diffusion.soft_mask import SoftMask
-from sm_diffusion.evaluation.results import environment, write_json
+from sm_diffusion.evaluation.results import environment
+from sm_diffusion.files import write_json
 from sm_diffusion.planning.benchmarks.measure import interleaved_ms, peak_mb
 from sm_diffusion.types import Batch, Draws
 

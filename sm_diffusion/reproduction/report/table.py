@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sm_diffusion.app.text import csv_table, number
-from sm_diffusion.evaluation.results import spread
+from sm_diffusion.evaluation.spread import spread
 from sm_diffusion.reproduction.collect import Collected, Row, check_source, collect, is_higher_better, warnings
 from sm_diffusion.reproduction.expected import Expectation, Expected, read_expected
 from sm_diffusion.reproduction.experiment import RUNS, Experiment, load_experiment

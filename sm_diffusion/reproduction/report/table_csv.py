@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sm_diffusion.evaluation.results import spread
+from sm_diffusion.evaluation.spread import spread
 from sm_diffusion.reproduction.collect import Collected
 from sm_diffusion.reproduction.expected import Expectation, read_expected
 from sm_diffusion.reproduction.experiment import Experiment

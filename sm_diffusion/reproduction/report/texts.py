@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sm_diffusion.cli.view import read_recording
-from sm_diffusion.evaluation.results import read_json, write_json
+from sm_diffusion.files import read_json, write_json
 from sm_diffusion.reproduction.collect import Row
 
 RECORDING = "trajectory.json"

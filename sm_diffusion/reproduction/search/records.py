@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sm_diffusion.app.text import text_table
-from sm_diffusion.evaluation.results import read_json, write_json
+from sm_diffusion.files import read_json, write_json
 from sm_diffusion.reproduction.collect import is_higher_better
 from sm_diffusion.types import UserError
 

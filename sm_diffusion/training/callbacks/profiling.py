@@ -12,6 +12,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from sm_diffusion.files import write_whole
+
 LINES = 30
 
 
@@ -67,15 +69,11 @@ class Profile(Callback):
             self._profile = None
 
     def _write(self, traced: profile, rank: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = traced.key_averages().table(sort_by=order, row_limit=LINES)
         writers: dict[str, Callable[[Path], object]] = {
             f"trace-rank{rank}.json": lambda path: traced.export_chrome_trace(str(path)),
-            f"summary-rank{rank}.txt": lambda path: path.write_text(str(table)),
+            f"summary-rank{rank}.txt": lambda path: path.write_text(str(table), encoding="utf-8"),
         }
         for name, write in writers.items():
-            temporary = self.folder / f".{os.getpid()}-{name}"
-            write(temporary)
-            temporary.replace(self.folder / name)
-            self.files.append(self.folder / name)
+            self.files.append(write_whole(self.folder / name, write))

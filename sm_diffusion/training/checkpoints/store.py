@@ -16,9 +16,7 @@ replace a folder in one step: the old one waits as .NAME.ckpt.old between two re
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import shutil
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -32,6 +30,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from sm_diffusion.files import delete, move, os_error, read_object, swap, sync
 from sm_diffusion.training.checkpoints.gather import map_tensors
 from sm_diffusion.types import UserError
 
@@ -58,12 +57,12 @@ def recover(folder: Path) -> list[str]:
         if path.name.endswith(OLD):
             target = path.with_name(path.name.removeprefix(".").removesuffix(OLD))
             if target.exists():
-                _delete(path)
+                delete(path)
             else:
-                path.rename(target)
+                move(path, target)
                 done.append(f"{target}: the save that should have replaced it was interrupted; it is used again")
         elif path.name.endswith((PARTIAL, TRASH)):
-            _delete(path)
+            delete(path)
             if path.name.endswith(PARTIAL):
                 done.append(f"{folder}: removed an unfinished save ({path.name})")
     return done
@@ -74,28 +73,13 @@ def exists(path: Path) -> bool:
     return path.exists() or hidden(path, OLD).exists()
 
 
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def remove(path: Path) -> None:
     """Delete a checkpoint; a kill in between leaves only a hidden name that `recover` deletes."""
     if path.exists():
         trash = hidden(path, TRASH)
-        _delete(trash)
-        path.rename(trash)
-        _delete(trash)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        delete(trash)
+        move(path, trash)
+        delete(trash)
 
 
 def could_not_write(path: Path, error: OSError) -> UserError:
@@ -109,33 +93,25 @@ def write_file(tree: Any, path: Path) -> None:
     partial = hidden(path, PARTIAL)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _delete(partial)
+        delete(partial)
         with partial.open("wb") as file:
             torch.save(tree, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.is_dir():
-            _swap_folder(path, partial)
-        else:
-            os.replace(partial, path)
-        _sync_folder(path.parent)
+        sync(partial)
+        _publish(partial, path)
     except (OSError, RuntimeError) as error:
-        # torch's zip writer turns a failed write into a RuntimeError of its own.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
+        cause = os_error(error)
+        if cause is None:
             raise
         partial.unlink(missing_ok=True)
         raise could_not_write(path, cause) from None
 
 
-def _swap_folder(path: Path, partial: Path) -> None:
-    """Put a finished `partial` in the place of `path`, file or folder."""
-    old = hidden(path, OLD)
-    _delete(old)
-    if path.exists():
-        path.rename(old)
-    partial.rename(path)
-    _delete(old)
+def _publish(partial: Path, path: Path) -> None:
+    """Put a finished `partial` in the place of `path`, each a file or a folder."""
+    if partial.is_dir() or path.is_dir():
+        swap(partial, path, aside=hidden(path, OLD))
+    else:
+        move(partial, path)
 
 
 def write_folder(tree: Any, path: Path, *, rank: int, group: dist.ProcessGroup | None = None) -> None:
@@ -181,7 +157,7 @@ def _together(path: Path, work: Callable[[], None], *, active: bool, group: dist
 
 def _fresh_folder(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _delete(folder)
+    delete(folder)
     folder.mkdir()
 
 
@@ -189,13 +165,10 @@ def _complete_folder(structure: Any, partial: Path, path: Path) -> None:
     """Add the tree and the checksums to the shards of `partial`, and move it to its place."""
     torch.save(structure, partial / TREE)
     sums = {file.name: checksum(file) for file in sorted(partial.iterdir())}
-    (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1))
-    for name in (TREE, CHECKSUMS):
-        with (partial / name).open("rb") as file:
-            os.fsync(file.fileno())
-    _sync_folder(partial)
-    _swap_folder(path, partial)
-    _sync_folder(path.parent)
+    (partial / CHECKSUMS).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+    for changed in (partial / TREE, partial / CHECKSUMS, partial):
+        sync(changed)
+    _publish(partial, path)
 
 
 def checksum(path: Path) -> list[int]:
@@ -212,8 +185,8 @@ def verify(path: Path) -> None:
     advice = "it is damaged; continue from another checkpoint of this folder, or copy it again"
     if path.is_dir():
         try:
-            sums: dict[str, list[int]] = json.loads((path / CHECKSUMS).read_text())
-        except (OSError, ValueError):
+            sums: dict[str, list[int]] = read_object(path / CHECKSUMS)
+        except UserError:
             raise UserError(f"{path}: {CHECKSUMS} is missing or unreadable; {advice}") from None
         for name, expected in sums.items():
             if not (path / name).is_file() or checksum(path / name) != expected:

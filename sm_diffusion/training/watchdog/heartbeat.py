@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 from torch._C import _distributed_c10d
 
+from sm_diffusion.files import encode, read_json, replacing
+
 PACKAGE = Path(__file__).resolve().parents[2]
 _RECORDERS = ("_dump_fr_trace_json", "_dump_nccl_trace_json")
 
@@ -95,9 +97,8 @@ def beat_file(folder: Path, rank: int) -> Path:
 
 def write_beat(folder: Path, beat: Beat) -> None:
     path = beat_file(folder, beat.rank)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(beat)))
-    partial.replace(path)
+    with replacing(path, durable=False) as partial:  # a few seconds old, it is worth nothing
+        partial.write_bytes(encode(json.dumps(asdict(beat))))
 
 
 def read_beats(folder: Path, ranks: Iterable[int]) -> dict[int, Beat]:
@@ -105,8 +106,8 @@ def read_beats(folder: Path, ranks: Iterable[int]) -> dict[int, Beat]:
     found = {}
     for rank in ranks:
         try:
-            found[rank] = Beat(**json.loads(beat_file(folder, rank).read_text()))
-        except (OSError, ValueError, TypeError):
+            found[rank] = Beat(**read_json(beat_file(folder, rank)))
+        except (ValueError, TypeError):  # UserError among them: none yet
             continue
     return found
 
@@ -127,7 +128,7 @@ def process_is_gone(pid: int) -> bool:
     if not Path("/proc/self").exists():
         return False
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     except OSError:
         return True
     return state in "ZX"

@@ -195,7 +195,7 @@ class Watchdog(Callback):
     def _claim(self, text: str) -> bool:
         """Whether this rank is the one that speaks: the first to write the verdict."""
         try:
-            with (self.folder / VERDICT).open("x") as file:
+            with (self.folder / VERDICT).open("x", encoding="utf-8") as file:
                 file.write(text + "\n")
         except FileExistsError:
             return False
