@@ -13,8 +13,9 @@ from sm_diffusion.config.store import launch
 
 def run(config: TrainConfig) -> float:
     from sm_diffusion.app.train import train  # heavy: a mistyped key is reported before it
+    from sm_diffusion.reproduction.report.plots import save_run_plots
 
-    return float(train(config)["metrics"]["val/nll"])  # what a sweep minimises
+    return float(train(config, draw=save_run_plots)["metrics"]["val/nll"])  # what a sweep minimises
 
 
 if __name__ == "__main__":

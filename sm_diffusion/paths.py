@@ -7,3 +7,4 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]  # of the checkout
 CONF = ROOT / "conf"
 EXPERIMENTS = ROOT / "experiments"
+LAUNCHERS = CONF / "hydra" / "launcher"

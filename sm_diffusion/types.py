@@ -1,4 +1,4 @@
-"""Shared value types and THE shape legend. Imports nothing but torch.
+"""Shared value types and THE shape legend. Standard library only: torch is named, not imported.
 
 Shape suffixes, used in every name that holds a tensor:
 
@@ -13,9 +13,10 @@ Entropies and log-probabilities are in nats. `t` is diffusion time in [0, 1]: 0 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class UserError(ValueError):

@@ -2,7 +2,7 @@
 
     import sm_diffusion
 
-    model = sm_diffusion.load("runs/quickstart/continue_sm/checkpoints/last.ckpt")
+    model = sm_diffusion.load("runs/quickstart/sm_updates/checkpoints/last.ckpt")
     print(model.generate(num_samples=2, steps=64, seed=1))
     print(model.generate(["the cat [MASK][MASK][MASK] on the mat"]))
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,11 @@ from sm_diffusion.training.compiling import compile_blocks
 from sm_diffusion.training.module import DiffusionModule
 
 
-def train(config: schema.TrainConfig) -> dict[str, Any]:
-    """Train, validate, and write the run folder; returns what `results.json` holds."""
+def train(config: schema.TrainConfig, *, draw: Callable[[Path], object] | None = None) -> dict[str, Any]:
+    """Train, validate, and write the run folder; returns what `results.json` holds.
+
+    draw: makes figures from the run folder, once its results are written, where `callbacks.plots` wants them.
+    """
     validate_train(config)
     check_packages(config)
     quiet_libraries()
@@ -64,7 +68,7 @@ def train(config: schema.TrainConfig) -> dict[str, Any]:
     built = build_trainer(config, bytes_per_token=datamodule.bytes_per_token("validation"))
     try:
         built.trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
-        results = _finish(config, built, module, datamodule)
+        results = _finish(config, built, module, datamodule, draw)
     except BaseException as error:
         instead = built.watchdog.close(error)
         if instead is None:
@@ -131,7 +135,11 @@ def _start_folder(config: schema.TrainConfig, folder: Path, predictor: Predictor
 
 
 def _finish(
-    config: schema.TrainConfig, built: Built, module: DiffusionModule, datamodule: TokenDataModule | ChatDataModule
+    config: schema.TrainConfig,
+    built: Built,
+    module: DiffusionModule,
+    datamodule: TokenDataModule | ChatDataModule,
+    draw: Callable[[Path], object] | None,
 ) -> dict[str, Any]:
     trainer, folder = built.trainer, Path(config.output_dir)
     last = folder / "checkpoints" / "last.ckpt"
@@ -162,10 +170,8 @@ def _finish(
         if adapter is not None:
             write_model_card(adapter, config.data, datamodule.tokenizer.files())
             say(f"{config.name}: adapter and omegas in {adapter}")
-        if config.callbacks.plots:
-            from sm_diffusion.reproduction.report.plots import save_run_plots  # matplotlib is slow to import
-
-            save_run_plots(folder)
+        if config.callbacks.plots and draw is not None:
+            draw(folder)
         ppl, bits = metrics["val/ppl"], metrics["val/bits_per_byte"]
         say(f"{config.name}: done at step {trainer.global_step:,}: val ppl {ppl:.4f}, {bits:.4f} bits per byte")
         say(f"{config.name}: results in {folder / 'results.json'}, checkpoint {last}")

@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import itertools
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import yaml
-
-from sm_diffusion.paths import ROOT
-from sm_diffusion.reproduction.experiment import list_experiments, load_experiment
 from sm_diffusion.types import UserError
 
 HELP = "show the resolved configuration, list every group and option, or check all that ship"
@@ -24,16 +16,6 @@ smd config --groups
 smd config --check-all
 """
 PROGRAMS = ("train", "eval")
-CHECKED_GROUPS = ("model", "variant", "data", "strategy")
-EVALUATION_GROUPS = ("evaluator", "sampler", "hydra")  # not groups of conf/train.yaml
-# What an option leaves for the user to say, filled so that the rest of it can be checked.
-STAND_INS = {
-    "data=text_files": ("data.paths=[README.md]",),
-    "data=chat_files": ("data.paths=[chat.jsonl]",),
-    "data=dream_chat_files": ("data.paths=[chat.jsonl]",),
-    "logger=wandb": ("logger.wandb=offline",),
-    **{f"peft={name}": ("model=qwen2_tiny",) for name in ("lora_r16", "dora_r16", "qlora_r16")},
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,11 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from sm_diffusion.reproduction.shipped import check_all, groups_text
+
     if args.groups:
+        from sm_diffusion.paths import ROOT
+
         print(groups_text(ROOT))
         return 0
     if args.check_all:
         return check_all()
+    import yaml
+
+    from sm_diffusion.app.compose import composed
+
     program, overrides = split_program(args.words)
     print(yaml.safe_dump(composed(program, overrides), sort_keys=False, allow_unicode=True), end="")
     return 0
@@ -61,134 +51,3 @@ def split_program(words: Sequence[str]) -> tuple[str, list[str]]:
         if "=" not in word and not word.startswith("~"):
             raise UserError(f"{word}: neither a program (train, eval) nor an override of the form key=value")
     return "train", list(words)
-
-
-def composed(program: str, overrides: Sequence[str], *, checkpoint_exists: bool = True) -> dict[str, Any]:
-    """The resolved and validated configuration as plain values."""
-    return dataclasses.asdict(compose_and_validate(program, overrides, checkpoint_exists=checkpoint_exists))
-
-
-def compose_and_validate(program: str, overrides: Sequence[str], *, checkpoint_exists: bool = True) -> Any:
-    """The typed configuration (schema.TrainConfig or schema.EvalConfig); UserError lists all that is wrong.
-
-    For train, what depends on the moment is left to train.py: whether this machine has the device, whether the
-    checkpoint to start from exists yet, whether the run folder is free. checkpoint_exists: for eval, the checkpoint
-    must be there.
-    """
-    from sm_diffusion.app.validate import validate_eval, validate_train
-    from sm_diffusion.config.store import compose_config
-
-    config = compose_config(program, overrides)
-    if program == "eval":
-        validate_eval(config if checkpoint_exists else dataclasses.replace(config, checkpoint=str(ROOT)))
-    else:
-        trainer = dataclasses.replace(config.trainer, accelerator=_any_device(config.trainer.accelerator))
-        validate_train(
-            dataclasses.replace(config, trainer=trainer, init_from=None, ckpt_path=None, overwrite=True)
-        )
-    return config
-
-
-def _any_device(accelerator: str) -> str:
-    return "auto" if accelerator == "cuda" else accelerator
-
-
-# ------------------------------------------------------------------------------------------------------------- list
-
-
-def group_options(conf: Path) -> dict[str, list[Path]]:
-    """Group name -> its option files, by name."""
-    groups = {path.name: sorted(path.glob("*.yaml")) for path in sorted(conf.iterdir()) if path.is_dir()}
-    return {name: files for name, files in groups.items() if files and name != "hydra"}
-
-
-def comment_of(path: Path) -> str:
-    """The first comment of a YAML file, its description; empty without one."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("#") and not line.startswith("# @package"):
-            return line.lstrip("# ").rstrip()
-        if line and not line.startswith("#"):
-            break
-    return ""
-
-
-def defaults_of(conf: Path) -> dict[str, str]:
-    """Group -> the option that train.yaml (then eval.yaml) chooses."""
-    chosen: dict[str, str] = {}
-    for program in reversed(PROGRAMS):
-        path = conf / f"{program}.yaml"
-        described = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        for entry in described.get("defaults", []):
-            if isinstance(entry, dict):
-                chosen |= {str(key).split()[-1]: str(value) for key, value in entry.items() if value is not None}
-    return chosen
-
-
-def groups_text(root: Path) -> str:
-    """Every group with its options, the default marked, each with the first comment of its file."""
-    defaults = defaults_of(root / "conf")
-    lines = ["Choose with GROUP=OPTION; * is the default."]
-    for group, files in group_options(root / "conf").items():
-        lines += ["", group]
-        for path in files:
-            mark = "*" if defaults.get(group) == path.stem else " "
-            lines.append(f"  {mark} {path.stem:<18} {comment_of(path)}".rstrip())
-    for name in list_experiments(root / "experiments"):
-        experiment = load_experiment(name, root / "experiments")
-        lines += ["", f"experiments={name}/...   {experiment.title}"]
-        for row in experiment.rows:
-            lines.append(f"    {row:<18} {comment_of(experiment.folder / f'{row}.yaml')}".rstrip())
-    return "\n".join(lines)
-
-
-# ------------------------------------------------------------------------------------------------------------ check
-
-
-def shipped(root: Path) -> Iterator[list[str]]:
-    """Overrides of everything that ships: model x data, variant x strategy, every other option, every row."""
-    groups = group_options(root / "conf")
-    for pair in (("model", "data"), ("variant", "strategy")):
-        axes = [[f"{group}={path.stem}" for path in groups[group]] for group in pair if groups.get(group)]
-        for options in itertools.product(*axes) if axes else ():
-            yield list(options)
-    for group, files in groups.items():
-        if group not in (*CHECKED_GROUPS, *EVALUATION_GROUPS):
-            yield from ([f"{group}={path.stem}"] for path in files)
-    for name in list_experiments(root / "experiments"):
-        rows = load_experiment(name, root / "experiments")
-        yield from ([f"experiments={name}/{row}"] for row in rows.rows if row not in rows.eval_rows)
-
-
-def shipped_evaluations(root: Path) -> Iterator[list[str]]:
-    """Overrides of eval.py for every evaluation row."""
-    for name in list_experiments(root / "experiments"):
-        experiment = load_experiment(name, root / "experiments")
-        for row in experiment.eval_rows:
-            yield [f"experiments={name}/{row}", *consent_to_run_code(experiment.folder / f"{row}.yaml")]
-
-
-def consent_to_run_code(row: Path) -> list[str]:
-    """What a row of a code benchmark needs from its user, for checks that run nothing."""
-    from sm_diffusion.config.store import compose_config
-
-    evaluator = compose_config("eval", [f"experiments={row.parent.name}/{row.stem}"]).evaluator
-    return ["evaluator.allow_code_execution=true"] if "allow_code_execution" in vars(evaluator) else []
-
-
-def check_all() -> int:
-    """Print one line for each; status 1 when any is refused."""
-    failures = total = 0
-    programs = [("train", overrides) for overrides in shipped(ROOT)]
-    programs += [("eval", overrides) for overrides in shipped_evaluations(ROOT)]
-    for program, overrides in programs:
-        total += 1
-        stand_ins = [value for option in overrides for value in STAND_INS.get(option, ())]
-        try:
-            composed(program, [*overrides, *stand_ins], checkpoint_exists=False)
-        except UserError as error:
-            failures += 1
-            print(f"FAILED  {' '.join(overrides)}: {error}")
-        else:
-            print(f"ok      {' '.join(overrides)}")
-    print(f"{total - failures} of {total} configurations are valid")
-    return 1 if failures else 0

@@ -6,26 +6,23 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sm_diffusion.files import write_text
 from sm_diffusion.types import UserError
 
 if TYPE_CHECKING:
     from sm_diffusion.app.load import LoadedModel
-    from sm_diffusion.config.schema_sampler import SamplerConfig
     from sm_diffusion.sampling import Canvas, SamplerOutput
     from sm_diffusion.sampling.trajectory import Frame
 
 HELP = "generate text: from nothing, from a prompt, or into the blanks of a text"
 EXAMPLES = """
-smd sample runs/quickstart/continue_sm/checkpoints/last.ckpt --num 4 --steps 64
+smd sample runs/quickstart/sm_updates/checkpoints/last.ckpt --num 4 --steps 64
 smd sample last.ckpt --prompt "the old man" --sampler remdm_cap sampler.eta=0.02
 smd sample last.ckpt --infill "the [MASK][MASK][MASK] sat on the mat" --json run.json
 """
-FORMAT = "smd-trajectory-1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--prompt {text!r}: holds the mask token; use --infill to fill in blanks")
     from sm_diffusion.app.build_sampler import with_overrides
     from sm_diffusion.app.load import load, named_sampler  # slow: after the cheap checks
+    from sm_diffusion.app.recording import trajectory_json
 
     settings = with_overrides(
         named_sampler(args.sampler, args.overrides), steps=args.steps, temperature=args.temperature, top_p=args.top_p
@@ -127,63 +125,3 @@ class Screen:
         text.append(f"\nstep {frame.step}, {left} masks left", "dim")
         assert self._live is not None
         self._live.update(text, refresh=True)
-
-
-def trajectory_json(
-    model: LoadedModel,
-    settings: SamplerConfig,
-    recorded: list[tuple[Canvas, SamplerOutput]],
-    *,
-    seed: int,
-    checkpoint: Path,
-) -> dict[str, Any]:
-    """What `smd view` reads: rows of all batches, each a list of frames, and the text of every token in them.
-
-    {"format", "checkpoint", "variant", "sampler", "seed", "omegas", "states", "mask_id", "tokens": {id: text},
-    "rows": [{"text", "nfe", "frames": [{"step", "time", "ids": [L], "state": [L], "soft": {position: {"lambda",
-    "blend": [[id, share], ...]}}}]}]}
-    """
-    from sm_diffusion.diffusion.predictor import SoftMaskPredictor
-
-    rows: list[dict[str, Any]] = []
-    states: list[str] = []
-    for canvas, out in recorded:
-        assert out.trajectory is not None
-        frames = out.trajectory.to_json()
-        states = frames["states"]
-        for row, ids in enumerate(canvas.texts(out.ids_BL)):
-            rows.append(
-                {
-                    "text": model.tokenizer.decode(ids),
-                    "nfe": int(out.nfe_B[row]),
-                    "frames": [
-                        {"step": frame["step"], **{key: frame[key][row] for key in ("time", "ids", "state", "soft")}}
-                        for frame in frames["frames"]
-                    ],
-                }
-            )
-    seen = {token for row in rows for frame in row["frames"] for token in _tokens(frame)}
-    predictor = model.predictor
-    soft = predictor.soft_mask if isinstance(predictor, SoftMaskPredictor) else None
-    return {
-        "format": FORMAT,
-        "checkpoint": str(checkpoint),
-        "step": model.weights.step,
-        "variant": model.run.variant.name,
-        "sampler": asdict(settings),
-        "seed": seed,
-        "omegas": None if soft is None else {k: float(v) for k, v in _omegas(soft).items()},
-        "states": states,
-        "mask_id": model.tokenizer.mask_id,
-        "tokens": {str(token): model.tokenizer.decode([token]) for token in sorted(seen)},
-        "rows": rows,
-    }
-
-
-def _omegas(soft: Any) -> dict[str, Any]:
-    return {"omega_s": soft.omega_s.detach(), "omega_a": soft.omega_a.detach(), "omega_b": soft.omega_b.detach()}
-
-
-def _tokens(frame: dict[str, Any]) -> list[int]:
-    blended = [token for soft in frame["soft"].values() for token, _ in soft["blend"]]
-    return [*frame["ids"], *blended]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from sm_diffusion.diffusion import omegas
 from sm_diffusion.diffusion.contracts import Readout
 from sm_diffusion.diffusion.readouts.base import KeepLogits, Summarize
 from sm_diffusion.types import DenseMixture, LogitsMemory, Memory, TokenMixture
@@ -29,7 +30,8 @@ SOFTPLUS_EPS = 1e-6
 
 def confidence(neg_entropy: Tensor, omega_s: Tensor, omega_a: Tensor, omega_b: Tensor) -> Tensor:
     """lambda = omega_s * sigmoid(omega_a * (neg_entropy - omega_b)), elementwise, in [0, omega_s]."""
-    return omega_s * torch.sigmoid(omega_a * (neg_entropy - omega_b))
+    found: Tensor = omegas.confidence(neg_entropy, omega_s, omega_a, omega_b, sigmoid=torch.sigmoid)
+    return found
 
 
 def negative_entropy(logits: Tensor) -> Tensor:

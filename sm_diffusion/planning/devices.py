@@ -49,11 +49,6 @@ class Layout:
     def trained(self) -> int:
         return self.trained_blocks + self.trained_root
 
-    @property
-    def weights_bytes(self) -> int:
-        """Of all weights, gathered."""
-        return self.blocks * self.gather_bytes + self.root * self.root_bytes
-
 
 @dataclass(frozen=True, kw_only=True)
 class Step:

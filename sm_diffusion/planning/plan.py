@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sm_diffusion.app.text import duration, human, human_bytes
+from sm_diffusion.data.tokenizers.sizes import vocabulary
 from sm_diffusion.planning import devices as plan_scale
+from sm_diffusion.planning.arithmetic import PEAK_TFLOPS, Flops, days, training_flops
 from sm_diffusion.planning.memory import (
     BFLOAT16,
     FLOAT32,
@@ -34,27 +36,8 @@ smd plan model=dit_169m data=openwebtext --vocab 50258 --devices 8 --tokens 26e9
 smd plan experiments=quickstart/sm_updates --accelerator A100 --mfu 0.3
 smd plan model=dream_7b peft=dora_r16 strategy=single objective=sft data=dream_chat_files data.paths=[chat.jsonl]
 """
-# Dense bf16 peak, TFLOP/s, from the vendor's data sheets (SXM form, no sparsity).
-PEAK_TFLOPS = {"A100": 312.0, "H100": 989.0, "H200": 989.0, "B200": 2250.0}
-# Vocabularies of well-known hub tokenizers, the mask included.
-HUB_VOCABULARIES = dict.fromkeys(("gpt2", "openai-community/gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"), 50258)
-FIXED_VOCABULARIES = {"char": 28, "byte": 258}
-
 
 # ------------------------------------------------------------------------------------------------------- arithmetic
-
-
-@dataclass(frozen=True)
-class Flops:
-    """Of one token: forward through blocks and head (at the masked share), the training step, the extra pass's part."""
-
-    forward: float
-    training: float
-    extra: float
-
-    @property
-    def extra_share(self) -> float:
-        return self.extra / self.training
 
 
 def dit_parameters(shape: DiTShape) -> Parameters:
@@ -63,44 +46,7 @@ def dit_parameters(shape: DiTShape) -> Parameters:
     return Parameters(shape.num_parameters(), matrix, matrix)
 
 
-def training_flops(
-    blocks: float, head: float, *, masked_share: float, p_sm: float, recompute_blocks: bool = False
-) -> Flops:
-    """blocks, head: forward FLOPs of one position. The head runs at the masked positions only.
-
-    A training step is forward + backward (twice the forward), plus with probability p_sm one more forward pass, plus
-    the blocks once more when their activations are recomputed.
-    """
-    forward = blocks + masked_share * head
-    extra = p_sm * forward
-    return Flops(forward, 3 * forward + extra + (blocks if recompute_blocks else 0), extra)
-
-
-def days(flops: float, *, peak_tflops: float, mfu: float, num_devices: int) -> float:
-    """flops / (devices x peak x MFU), in days."""
-    return flops / (num_devices * peak_tflops * 1e12 * mfu) / 86_400
-
-
 # ---------------------------------------------------------------------------------------------- from a configuration
-
-
-def vocabulary(tokenizer: schema.TokenizerConfig) -> int:
-    """V, the mask included, without downloading anything where the tokenizer is a well-known one."""
-    if tokenizer.kind in FIXED_VOCABULARIES:
-        return FIXED_VOCABULARIES[tokenizer.kind]
-    if tokenizer.kind == "bpe":
-        return tokenizer.vocab_size
-    if tokenizer.path in HUB_VOCABULARIES:
-        return HUB_VOCABULARIES[tokenizer.path]
-    from sm_diffusion.data.tokenizers.subword import HubTokenizer
-
-    try:
-        return HubTokenizer(name=tokenizer.path, mask=tokenizer.mask).vocab_size
-    except (UserError, OSError, ValueError):
-        raise UserError(
-            f"data.tokenizer.path={tokenizer.path}: its vocabulary is not known here; "
-            "say it with --vocab, the mask included"
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -258,7 +204,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sm_diffusion.cli.config import compose_and_validate
+    from sm_diffusion.app.compose import compose_and_validate
     from sm_diffusion.config import schema
     from sm_diffusion.planning import pretrained as plan_hf
 

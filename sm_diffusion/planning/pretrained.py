@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sm_diffusion.app.text import human, human_bytes
+from sm_diffusion.data.tokenizers.sizes import vocabulary
 from sm_diffusion.planning import devices as plan_scale
+from sm_diffusion.planning.arithmetic import Flops
 from sm_diffusion.planning.memory import BFLOAT16, FLOAT32, logits_chunk_bytes
-from sm_diffusion.planning.plan import Flops, vocabulary
 from sm_diffusion.types import UserError
 
 if TYPE_CHECKING:

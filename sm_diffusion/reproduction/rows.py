@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.paths import ROOT
+from sm_diffusion.paths import LAUNCHERS, ROOT
 from sm_diffusion.reproduction.experiment import RUNS, Experiment, load_experiment, run_folder
 from sm_diffusion.reproduction.programs import Program, program_of, quoted
 from sm_diffusion.reproduction.state import State
 from sm_diffusion.types import UserError
 
 Compose = Callable[[str, Sequence[str]], Mapping[str, Any]]  # (program, overrides) -> configuration
-LAUNCHERS = ROOT / "conf" / "hydra" / "launcher"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class RowRun:
 
 def compose_row(program: str, overrides: Sequence[str]) -> Mapping[str, Any]:
     """The resolved and validated configuration; the checkpoint a row starts from need not exist yet."""
-    from sm_diffusion.cli.config import composed
+    from sm_diffusion.app.compose import composed
 
     return composed(program, overrides, checkpoint_exists=False)
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from sm_diffusion.reproduction.experiment import RUNS, Experiment, load_experiment
 from sm_diffusion.reproduction.report.table import report
-from sm_diffusion.reproduction.rows import LAUNCHERS, RowRun, plan_runs
+from sm_diffusion.reproduction.rows import RowRun, plan_runs
 from sm_diffusion.reproduction.state import STALE_MARK, State
 from sm_diffusion.reproduction.workers import Processes, Terminal, Workers, call, log_of, sigterm_as_exit
 from sm_diffusion.types import UserError
@@ -178,30 +178,13 @@ def workers_of(jobs: int | None, launcher: str | None, num_runs: int) -> Workers
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs}: give at least 1")
     if launcher is not None:
+        from sm_diffusion.config.launchers import check_launcher
+
         check_launcher(launcher)
     slots = jobs or (max(1, num_runs) if launcher else 1)
     if slots == 1:
         return Terminal(call)
     return Processes(slots, threads=max(1, (os.cpu_count() or 1) // slots))
-
-
-def check_launcher(name: str) -> None:
-    """UserError unless Hydra has a launcher of that name: of conf/hydra/launcher, or of an installed plugin."""
-    from hydra.core.config_store import ConfigStore
-    from hydra.core.plugins import Plugins
-
-    own = sorted(path.stem for path in LAUNCHERS.glob("*.yaml") if not path.stem.endswith("_eval"))
-    if name in own and name != "slurm":
-        return
-    Plugins.instance()  # registers what is installed
-    found = sorted(file.removesuffix(".yaml") for file in ConfigStore.instance().list("hydra/launcher"))
-    if name not in (*own, *found):
-        raise UserError(
-            f"--launcher {name}: no such launcher; choose from {', '.join(sorted({*own, *found}))}; others need a "
-            "plugin: pip install 'sm-diffusion[sweeps]'"
-        )
-    if name == "slurm" and "submitit_slurm" not in found:
-        raise UserError("--launcher slurm: needs a plugin: pip install 'sm-diffusion[sweeps]'")
 
 
 def _dry_run(chosen: Sequence[RowRun], *, overwrite: bool, launcher: str | None) -> None:

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import csv
-import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
+from sm_diffusion.diffusion.omegas import Omegas
 from sm_diffusion.evaluation.results import read_results
 from sm_diffusion.types import UserError
 
 UNKNOWN_VOCABULARY = 50_258
 Series = dict[str, tuple[list[int], list[float]]]  # name -> (optimizer steps, values)
-
-
-class Omegas(NamedTuple):
-    """omega_s in [0, 1], omega_a >= 0, omega_b <= 0 (nats)."""
-
-    omega_s: float
-    omega_a: float
-    omega_b: float
-
-    def strength(self, entropy: float) -> float:
-        """lambda = omega_s * sigmoid(omega_a * (-H - omega_b)), H in nats."""
-        exponent = -self.omega_a * (-entropy - self.omega_b)
-        return self.omega_s / (1 + math.exp(min(exponent, 700.0)))
 
 
 def read_metrics(run_dir: Path) -> Series:
@@ -96,7 +83,7 @@ def run_omegas(run_dir: Path) -> dict[str, Omegas]:
 def run_vocabulary(run_dir: Path) -> int:
     """V of the run's tokenizer, for the axis of entropies."""
     from sm_diffusion.config.schema import TokenizerConfig
-    from sm_diffusion.planning.plan import vocabulary
+    from sm_diffusion.data.tokenizers.sizes import vocabulary
 
     try:
         return vocabulary(TokenizerConfig(**read_config(run_dir)["data"]["tokenizer"]))

@@ -1,6 +1,6 @@
 """Results of an experiment from Weights & Biases: runs named `<experiment>/<row>` or `<experiment>/<row>-seed<k>`.
 
-`train.py logger=wandb` names them so and leaves in the summary what results.json holds (`config/publish.py`).
+`train.py logger=wandb` names them so and leaves in the summary what results.json holds (`app/publish.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sm_diffusion.app.publish import MARK
-from sm_diffusion.reproduction.collect import SECTIONS, Found
+from sm_diffusion.reproduction.collected import SECTIONS, Found
 from sm_diffusion.reproduction.experiment import Experiment
 from sm_diffusion.types import UserError
 

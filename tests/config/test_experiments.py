@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from sm_diffusion.cli.config import composed, consent_to_run_code
+from sm_diffusion.app.compose import composed
 from sm_diffusion.config.store import compose_config
 from sm_diffusion.planning.plan import make_plan
 from sm_diffusion.reproduction.experiment import Experiment, list_experiments, load_experiment
 from sm_diffusion.reproduction.rows import compose_row, plan_runs
+from sm_diffusion.reproduction.shipped import consent_to_run_code
 
 ALL = [load_experiment(name) for name in list_experiments()]
 PUBLISHED = [e for e in ALL if not e.name.startswith("mini_") and e.name != "quickstart"]

@@ -37,32 +37,20 @@ MAX_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_FILES = 400, 60, 8, 15
 # Climbs, circles and lengths that stood here when the rooms were laid out; only ever shortened.
 KNOWN_CLIMBS = frozenset(
     {
-        "app/train.py -> sm_diffusion.reproduction.report.plots",
         "evaluation/harness/adapter.py -> sm_diffusion.app.load",
         "evaluation/harness/decode.py -> sm_diffusion.app.load",
-        "planning/benchmarks/backbone.py -> sm_diffusion.cli.config",
-        "planning/plan.py -> sm_diffusion.cli.config",
-        "reproduction/report/report.py -> sm_diffusion.cli.view",
-        "reproduction/report/texts.py -> sm_diffusion.cli.sample",
-        "reproduction/report/texts.py -> sm_diffusion.cli.view",
-        "reproduction/rows.py -> sm_diffusion.cli.config",
-        "reproduction/run_logs.py -> sm_diffusion.planning.plan",
-        "reproduction/search/sweep.py -> sm_diffusion.cli.config",
     }
 )
 KNOWN_LONG = frozenset({"app/trainer.py:build_trainer"})
 KNOWN_CIRCLES = frozenset(
     {
         "app/load.py, app/load_folder.py",
-        "reproduction/collect.py, reproduction/wandb_results.py",
-        "planning/plan.py, planning/pretrained.py",
-        "reproduction/report/table.py, reproduction/report/table_csv.py",
     }
 )
 KNOWN_WIDE = frozenset({"app"})
 
 MAY_IMPORT_LIGHTNING = ("training/", "app/", "data/datamodule.py", "data/chat/datamodule.py")
-MAY_IMPORT_HYDRA = ("config/", "app/train.py", "reproduction/run.py")
+MAY_IMPORT_HYDRA = ("config/", "app/train.py")
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:

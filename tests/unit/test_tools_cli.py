@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from sm_diffusion import __version__, paths
-from sm_diffusion.cli import config as config_cmd
+from sm_diffusion.app.compose import composed
 from sm_diffusion.cli import main as cli
+from sm_diffusion.reproduction import shipped
 from sm_diffusion.types import UserError
 from tests.helpers import links
 from tests.unit.test_tools_experiment import make_experiment
@@ -100,7 +101,7 @@ def test_config_refuses_in_one_line(words: list[str], text: str, capsys: pytest.
 
 
 def test_config_does_not_ask_for_files_of_runs_to_come() -> None:
-    config = config_cmd.composed("train", ["init_from=runs/not/yet.ckpt", "trainer.accelerator=cuda"])
+    config = composed("train", ["init_from=runs/not/yet.ckpt", "trainer.accelerator=cuda"])
     assert config["init_from"] == "runs/not/yet.ckpt"
     assert config["trainer"]["accelerator"] == "cuda"
 
@@ -111,11 +112,11 @@ def test_groups_lists_options_defaults_and_rows(tmp_path: Path) -> None:
     (tmp_path / "conf" / "train.yaml").write_text("defaults:\n  - model: small\n  - override hydra/x: y\n  - _self_\n")
     for name in ("small", "large"):
         (tmp_path / "conf" / "model" / f"{name}.yaml").write_text(f"# @package _global_\n# A {name} one.\nwidth: 3\n")
-    text = config_cmd.groups_text(tmp_path)
+    text = shipped.groups_text(tmp_path)
     assert "model\n    large              A large one.\n  * small              A small one." in text
     assert "experiments=toy/...   Toy" in text
     assert "soft               The soft row." in text
-    assert list(config_cmd.shipped(tmp_path)) == [
+    assert list(shipped.shipped(tmp_path)) == [
         ["model=large"],
         ["model=small"],
         *([f"experiments=toy/{row}"] for row in ("pretrain", "binary", "soft")),
@@ -131,8 +132,8 @@ def test_groups_of_the_repository(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_check_all_counts_failures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     options = [["model=dit_tiny"], ["model=dit_tiny", "model.num_heads=5"], ["data=text_files"]]
-    monkeypatch.setattr(config_cmd, "shipped", lambda root: iter(options))
-    monkeypatch.setattr(config_cmd, "shipped_evaluations", lambda root: iter([["checkpoint=of-a-row"]]))
+    monkeypatch.setattr(shipped, "shipped", lambda root: iter(options))
+    monkeypatch.setattr(shipped, "shipped_evaluations", lambda root: iter([["checkpoint=of-a-row"]]))
     assert cli.main(["config", "--check-all"]) == 1
     out = capsys.readouterr().out
     assert "ok      model=dit_tiny\n" in out

@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from sm_diffusion.app.build import build_denoiser
+from sm_diffusion.app.compose import compose_and_validate
 from sm_diffusion.cli import main as cli
-from sm_diffusion.cli.config import compose_and_validate
 from sm_diffusion.config.schema import DiTConfig, TokenizerConfig
+from sm_diffusion.data.tokenizers.sizes import vocabulary
 from sm_diffusion.denoisers.dit.model import DiT, DiTShape
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.contracts import Head
 from sm_diffusion.diffusion.parameterization import Subs
 from sm_diffusion.diffusion.readouts.scratch import Scratch
+from sm_diffusion.planning import arithmetic, plan
 from sm_diffusion.planning import memory as plan_memory
-from sm_diffusion.planning import plan
 from sm_diffusion.types import UserError
 
 TINY = DiTShape(vocab_size=40, width=32, num_blocks=2, num_heads=2, cond_width=16)
@@ -92,12 +93,12 @@ def test_activations_are_what_autograd_keeps(mixed: bool, dropout: bool, recompu
 
 
 def test_flops_of_a_training_step() -> None:
-    flops = plan.training_flops(100.0, 40.0, masked_share=0.5, p_sm=0.8)
+    flops = arithmetic.training_flops(100.0, 40.0, masked_share=0.5, p_sm=0.8)
     assert flops.forward == 120
     assert flops.extra == pytest.approx(96)
     assert flops.training == pytest.approx(3 * 120 + 96)
     assert flops.extra_share == pytest.approx(96 / 456)
-    assert plan.training_flops(100, 40, masked_share=0.5, p_sm=0, recompute_blocks=True).training == 460
+    assert arithmetic.training_flops(100, 40, masked_share=0.5, p_sm=0, recompute_blocks=True).training == 460
 
 
 def test_chunk_is_the_buffer_that_is_used() -> None:
@@ -109,7 +110,7 @@ def test_chunk_is_the_buffer_that_is_used() -> None:
 
 def test_days() -> None:
     one_day = 312e12 * 0.5 * 86_400
-    assert plan.days(one_day * 8, peak_tflops=312, mfu=0.5, num_devices=8) == pytest.approx(1.0)
+    assert arithmetic.days(one_day * 8, peak_tflops=312, mfu=0.5, num_devices=8) == pytest.approx(1.0)
 
 
 def test_whole_run() -> None:
@@ -127,14 +128,14 @@ def test_whole_run() -> None:
 
 
 def test_vocabularies() -> None:
-    assert plan.vocabulary(TokenizerConfig(kind="byte")) == 258
-    assert plan.vocabulary(TokenizerConfig(kind="bpe", vocab_size=5000)) == 5000
-    assert plan.vocabulary(TokenizerConfig(kind="hub", path="gpt2")) == 50258
+    assert vocabulary(TokenizerConfig(kind="byte")) == 258
+    assert vocabulary(TokenizerConfig(kind="bpe", vocab_size=5000)) == 5000
+    assert vocabulary(TokenizerConfig(kind="hub", path="gpt2")) == 50258
 
 
 def test_unknown_hub_tokenizer_asks_for_vocab(tmp_path: Any) -> None:
     with pytest.raises(UserError, match="say it with --vocab"):
-        plan.vocabulary(TokenizerConfig(kind="hub", path=str(tmp_path / "nowhere")))
+        vocabulary(TokenizerConfig(kind="hub", path=str(tmp_path / "nowhere")))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from sm_diffusion.app.build_hf import lm_config
+from sm_diffusion.app.compose import compose_and_validate
 from sm_diffusion.cli import main as cli
-from sm_diffusion.cli.config import compose_and_validate
 from sm_diffusion.config.schema import HFConfig, HFShapeConfig, PeftConfig
 from sm_diffusion.denoisers.adapters.peft import AdapterSpec, attach
 from sm_diffusion.denoisers.pretrained.hf import HFDenoiser

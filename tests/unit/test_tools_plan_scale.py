@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sm_diffusion.app.compose import compose_and_validate
 from sm_diffusion.cli import main as cli
-from sm_diffusion.cli.config import compose_and_validate
 from sm_diffusion.denoisers.dit.model import DiT, DiTShape
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.parameterization import Subs

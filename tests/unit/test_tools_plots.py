@@ -11,10 +11,11 @@ import torch
 from matplotlib.figure import Figure
 
 from sm_diffusion.cli import main as cli
+from sm_diffusion.diffusion.omegas import Omegas
 from sm_diffusion.diffusion.soft_mask import confidence
 from sm_diffusion.reproduction import experiment as experiments
 from sm_diffusion.reproduction import run_logs
-from sm_diffusion.reproduction.collect import Collected, Row
+from sm_diffusion.reproduction.collected import Collected, Row
 from sm_diffusion.reproduction.report import figures, plots
 from sm_diffusion.reproduction.report import points as plot_points
 from sm_diffusion.types import UserError
@@ -31,11 +32,11 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 @pytest.mark.parametrize("values", [(0.27, 3.05, -0.75), (1.0, 0.0, 0.0), (0.5, 100.0, -2.0)])
 def test_strength_is_lambda(values: tuple[float, float, float]) -> None:
-    omegas = run_logs.Omegas(*values)
+    omegas = Omegas(*values)
     for entropy in (0.0, 1.3, 10.8):
         expected = confidence(torch.tensor(-entropy, dtype=torch.float64), *map(torch.tensor, values))
         assert omegas.strength(entropy) == pytest.approx(float(expected), rel=1e-6, abs=1e-12)
-    assert run_logs.Omegas(1.0, 1e6, -0.1).strength(10.8) == pytest.approx(0.0, abs=1e-12)
+    assert Omegas(1.0, 1e6, -0.1).strength(10.8) == pytest.approx(0.0, abs=1e-12)
 
 
 def test_later_version_wins_where_steps_overlap(tmp_path: Path) -> None:
@@ -69,12 +70,12 @@ def test_run_plots(tmp_path: Path) -> None:
 
 def test_omegas_come_from_the_results_or_else_the_log(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "soft")
-    start = run_logs.Omegas(0.27, 3.05, -0.75)
-    assert run_logs.run_omegas(folder) == {"start": start, "learned": run_logs.Omegas(0.6, 1.12, -1.96)}
+    start = Omegas(0.27, 3.05, -0.75)
+    assert run_logs.run_omegas(folder) == {"start": start, "learned": Omegas(0.6, 1.12, -1.96)}
     (folder / "results.json").unlink()
     assert run_logs.run_omegas(folder) == {"start": start}
     make_metrics(folder, 0, [HEADER, "0,1.5,-1.0,0.4,10,3.0,,", "0,1.6,-1.1,0.5,20,3.0,,"])
-    assert run_logs.run_omegas(folder) == {"start": start, "learned": run_logs.Omegas(0.5, 1.6, -1.1)}
+    assert run_logs.run_omegas(folder) == {"start": start, "learned": Omegas(0.5, 1.6, -1.1)}
 
 
 def test_vocabulary_of_a_run(tmp_path: Path) -> None:
@@ -96,7 +97,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 def test_lambda_axis_ends_at_log_v(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = drawn(monkeypatch)
-    sets = [run_logs.Omegas(0.5, 1.0, -1.0), run_logs.Omegas(0.7, 1.0, -1.0)]
+    sets = [Omegas(0.5, 1.0, -1.0), Omegas(0.7, 1.0, -1.0)]
     figures.lambda_curves({"soft": sets}, 28, tmp_path / "x.png")
     axes = kept[0].axes[0]
     assert axes.get_xlim() == (0, pytest.approx(math.log(28)))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sm_diffusion.app.recording import FORMAT
 from sm_diffusion.cli import main as cli
-from sm_diffusion.cli.sample import FORMAT
 from sm_diffusion.files import write_json
 from sm_diffusion.reproduction import experiment as experiments
 from sm_diffusion.reproduction.report import report

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from sm_diffusion.cli import config as config_cmd
+from sm_diffusion.app import compose
 from sm_diffusion.cli import main as cli
 from sm_diffusion.config.search_space import parse_search
 from sm_diffusion.reproduction.search import sweep
@@ -89,7 +89,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             raise UserError("optim.lr=2.0: too large")
         return {"logger": {"project": "sm_diffusion", "entity": None}}
 
-    monkeypatch.setattr(config_cmd, "composed", composed)
+    monkeypatch.setattr(compose, "composed", composed)
     return asked
 
 
@@ -154,6 +154,6 @@ def test_names_and_types_are_checked_against_the_schema(monkeypatch: pytest.Monk
     with pytest.raises(UserError, match=r"for whole numbers write int\(interval\(a,b\)\)"):
         sweep.check(parse_search(["soft_mask.top_k=interval(1,5)"]))
     monkeypatch.setenv("WANDB_RUN_ID", "abc123")
-    found = config_cmd.composed("train", ["name=sweeps/x/${oc.env:WANDB_RUN_ID}", "logger=wandb_offline"])
+    found = compose.composed("train", ["name=sweeps/x/${oc.env:WANDB_RUN_ID}", "logger=wandb_offline"])
     assert found["output_dir"] == "runs/sweeps/x/abc123"
     assert found["logger"]["wandb"] == "offline"

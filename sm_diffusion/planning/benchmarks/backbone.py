@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def random_denoiser(name: str, *, device: str) -> HFDenoiser:
     """The network of conf/model/NAME with normal weights, each drawn on the device in its dtype: one copy in memory."""
     from sm_diffusion.app.build_hf import DTYPES, lm_config
-    from sm_diffusion.cli.config import compose_and_validate
+    from sm_diffusion.app.compose import compose_and_validate
     from sm_diffusion.config.schema import HFConfig
     from sm_diffusion.denoisers.pretrained.loading import LAYOUTS, build_empty
     from sm_diffusion.types import UserError

@@ -29,8 +29,9 @@ from sm_diffusion.data.stores.shard_preparer import ShardPreparer
 from sm_diffusion.data.tokenizers.base import ByteTokenizer, TextTokenizer
 from sm_diffusion.data.tokenizers.build import TokenizerSpec, build_tokenizer
 from sm_diffusion.files import write_json
+from sm_diffusion.planning.arithmetic import PEAK_TFLOPS
 from sm_diffusion.planning.benchmarks.packing import MICRO_BATCHES, measure_packing
-from sm_diffusion.planning.plan import PEAK_TFLOPS, make_plan
+from sm_diffusion.planning.plan import make_plan
 from sm_diffusion.types import UserError
 
 LENGTH = 1024

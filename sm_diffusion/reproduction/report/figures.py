@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sm_diffusion.diffusion.omegas import Omegas
 from sm_diffusion.files import write_whole
-from sm_diffusion.reproduction.run_logs import Omegas, Series
+from sm_diffusion.reproduction.run_logs import Series
 from sm_diffusion.types import UserError
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sm_diffusion.reproduction.collect import WANDB_PREFIX, Collected, check_source, collect, is_higher_better
+from sm_diffusion.reproduction.collect import WANDB_PREFIX, check_source, collect, is_higher_better
+from sm_diffusion.reproduction.collected import Collected
 from sm_diffusion.reproduction.experiment import RUNS, Experiment, list_experiments, load_experiment
 from sm_diffusion.reproduction.report.figures import (
     FORMATS,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sm_diffusion.evaluation.spread import spread
-from sm_diffusion.reproduction.collect import Collected, Row
+from sm_diffusion.reproduction.collected import Collected, Row
 from sm_diffusion.reproduction.report.figures import Point
 
 Lines = dict[str, list[Point]]

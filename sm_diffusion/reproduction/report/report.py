@@ -10,15 +10,16 @@ from typing import Any
 
 import yaml
 
-from sm_diffusion.cli.view import build_page
 from sm_diffusion.files import write_text
-from sm_diffusion.reproduction.collect import WANDB_PREFIX, Row, check_source
+from sm_diffusion.reproduction.collect import WANDB_PREFIX, check_source
+from sm_diffusion.reproduction.collected import Row
 from sm_diffusion.reproduction.experiment import RUNS, Experiment, list_experiments, load_experiment
 from sm_diffusion.reproduction.report import texts
 from sm_diffusion.reproduction.report.formats import Grid, html_remarks, html_table
 from sm_diffusion.reproduction.report.page import Section, code, figures, folded, framed, heading, page, paragraph, wide
 from sm_diffusion.reproduction.report.plots import KINDS, Source, draw_all, source_of
 from sm_diffusion.reproduction.report.table import add_source_argument, build_document
+from sm_diffusion.reproduction.report.trajectory_page import build_page
 from sm_diffusion.reproduction.state import config_differences
 from sm_diffusion.types import UserError
 

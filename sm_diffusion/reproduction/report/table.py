@@ -11,7 +11,8 @@ from typing import Any
 
 from sm_diffusion.app.text import csv_table, number
 from sm_diffusion.evaluation.spread import spread
-from sm_diffusion.reproduction.collect import Collected, Row, check_source, collect, is_higher_better, warnings
+from sm_diffusion.reproduction.collect import check_source, collect, is_higher_better, warnings
+from sm_diffusion.reproduction.collected import Collected, Row
 from sm_diffusion.reproduction.expected import Expectation, Expected, read_expected
 from sm_diffusion.reproduction.experiment import RUNS, Experiment, load_experiment
 from sm_diffusion.reproduction.report.formats import RENDERERS, Document, Grid, Lines
@@ -28,6 +29,7 @@ FORMATS = (*RENDERERS, "csv")
 NOT_RUN = "not run"
 ABSENT = "-"
 HEADLINE = "val/ppl"
+TIDY_HEAD = ["row", "version", "seed", "metric", "n", "mean", "std", "low", "high", "source", "expected", "tolerance"]
 MOST_METRICS = 12  # columns of an experiment that names none and has no standard metric
 
 
@@ -206,6 +208,42 @@ def _against_best(values: Mapping[str, Mapping[int, float]], metric: str) -> lis
     return [(name, best) for name in means if best is not None and name != best]
 
 
+# -------------------------------------------------------------------------------------------------------------- CSV
+
+
+def tidy_lines(experiment: Experiment, collected: Collected, *, by_seed: bool) -> Lines:
+    """Header and lines; `version` is empty where all results come from one, `seed` where a line is about all seeds."""
+    expected = read_expected(experiment)
+    shown = [*(column.key for column in columns_of(experiment, collected, expected))]
+    shown += [metric for _, metric in expected.pairs()]
+    keys = dict.fromkeys([*shown, *(key for key in OMEGA_KEYS if any(row.values(key) for row in collected.rows))])
+    lines = [[*TIDY_HEAD, "verdict"]]
+    for row in collected.rows:
+        for key in keys:
+            values = row.values(key)
+            groups = {str(seed): [values[seed]] for seed in sorted(values)} if by_seed else {"": list(values.values())}
+            claims = [entry for entry in expected.entries if (entry.row, entry.metric) == (row.name, key)]
+            entries: Sequence[Expectation | None] = claims or [None]
+            for seed, group in (groups or {"": []}).items():
+                head = [row.name, row.version, seed, key, str(len(group)), *_ours(group, bool(row.runs))]
+                for entry in entries:
+                    theirs = [entry.source, repr(entry.value), _text(entry.tolerance)] if entry else ["", "", ""]
+                    lines.append([*head, *theirs, judged(group, entry) if entry and group else ""])
+    return lines
+
+
+def _ours(values: list[float], was_run: bool) -> list[str]:
+    if not values:
+        return ["" if was_run else NOT_RUN, "", "", ""]
+    found, interval = spread(values), bootstrap_interval(values)
+    low, high = (repr(end) for end in interval) if interval else ("", "")
+    return [repr(found.mean), _text(found.std), low, high]
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
 # --------------------------------------------------------------------------------------------------------- printing
 
 
@@ -229,8 +267,6 @@ def build_document(experiment: Experiment, collected: Collected, *, by_seed: boo
 
 def report(experiment: Experiment, *, runs: str | Path = RUNS, style: str = "text", by_seed: bool = False) -> str:
     """The whole table in one of FORMATS. In CSV one line a row, metric and source, nothing rounded."""
-    from sm_diffusion.reproduction.report.table_csv import tidy_lines
-
     collected = collect(experiment, runs)
     if style == "csv":
         return csv_table(tidy_lines(experiment, collected, by_seed=by_seed))

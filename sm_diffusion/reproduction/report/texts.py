@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.cli.view import read_recording
 from sm_diffusion.files import read_json, write_json
-from sm_diffusion.reproduction.collect import Row
+from sm_diffusion.reproduction.collected import Row
+from sm_diffusion.reproduction.report.trajectory_page import read_recording
 
 RECORDING = "trajectory.json"
 MOST_BYTES = 8 * 2**20  # of one recording inside the page
@@ -32,7 +32,7 @@ def checkpoint_of(folder: Path) -> Path | None:
 def record(folder: Path, checkpoint: Path, *, num_texts: int) -> Path:
     """Denoise some texts with the default sampler and seed 1, as `smd sample --json` does; kept in the run folder."""
     from sm_diffusion.app.load import load, named_sampler
-    from sm_diffusion.cli.sample import trajectory_json
+    from sm_diffusion.app.recording import trajectory_json
 
     model, settings = load(checkpoint), named_sampler("ancestral")
     rows = model.rows(None, num_samples=num_texts)

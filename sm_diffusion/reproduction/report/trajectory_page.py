@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
+from sm_diffusion.app.recording import FORMAT
+from sm_diffusion.files import read_json
+from sm_diffusion.types import UserError
+
+_KEYS = ("checkpoint", "variant", "sampler", "seed", "states", "mask_id", "tokens", "rows")
+
 _STYLE = """
 :root{--bg:#fbfbf9;--fg:#1d2126;--dim:#6a7380;--line:#d9dce0;--card:#fff;--mask:#e4e6ea;--soft:0,114,178;
 --drawn:#bfe6cf;--drawnfg:#0b4a2b;--re:#f7c9b4;--refg:#7a2600;--given:#efe6c8;--givenfg:#4d3f00}
@@ -181,3 +191,21 @@ PAGE = (
     "<title>Denoising: __TITLE__</title><style>" + _STYLE + "</style></head><body>" + _BODY
     + '<script id="data" type="application/json">__DATA__</script><script>' + _SCRIPT + "</script></body></html>\n"
 )
+
+
+def read_recording(path: Path) -> dict[str, Any]:
+    """A file of `smd sample --json`; UserError naming it for anything else."""
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("format") != FORMAT or any(key not in found for key in _KEYS):
+        raise UserError(f"{path}: not a recording; make one with: smd sample CHECKPOINT --json {path.name}")
+    if not found["rows"]:
+        raise UserError(f"{path}: holds no text")
+    return found
+
+
+def build_page(recordings: list[dict[str, Any]]) -> str:
+    """The page with its data inside. No `<` of the data can end the script element it lies in."""
+    data = json.dumps(recordings, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    title = " and ".join(f"{recording['variant']}, {recording['sampler']['name']}" for recording in recordings)
+    safe = title.replace("&", "&amp;").replace("<", "&lt;")
+    return PAGE.replace("__TITLE__", safe).replace("__DATA__", data)

@@ -64,7 +64,7 @@ def check(search: Search) -> Mapping[str, Any]:
 
     Raises UserError naming the overrides that were refused.
     """
-    from sm_diffusion.cli.config import composed
+    from sm_diffusion.app.compose import composed
 
     first: Mapping[str, Any] | None = None
     for overrides in search.to_check():
