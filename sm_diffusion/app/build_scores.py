@@ -33,7 +33,9 @@ OFFICIAL_NFE = ("1", "1/2", "1/4")
 
 
 class Protocol(NamedTuple):
-    """What a protocol asks for beside the task's own budget. style: of tasks that run code; others are chat."""
+    """What a protocol asks for beside the task's own budget. style: of tasks that run code; others are chat, but all
+    are `released` where code is.
+    """
 
     sampler: str
     style: str
@@ -44,6 +46,7 @@ class Protocol(NamedTuple):
 # docs/code_evaluation.md, "Official and ours".
 PROTOCOLS = {
     "official": Protocol(sampler="confidence_entropy", style="chat", rules="first_block", precision="bf16-mixed"),
+    "released": Protocol(sampler="confidence_entropy", style="released", rules="released", precision="bf16-mixed"),
     "ours": Protocol(sampler="confidence_entropy", style="chat_prefix", rules="search", precision="bf16-mixed"),
 }
 
@@ -77,7 +80,8 @@ def _earlier(path: str, task: str) -> list[dict[str, Any]]:
 
 def _style(settings: ScoresConfig) -> str:
     code = settings.name.removesuffix("_plus") in ("humaneval", "mbpp")
-    return PROTOCOLS[settings.protocol].style if code else "chat"
+    style = PROTOCOLS[settings.protocol].style
+    return style if code or style == "released" else "chat"
 
 
 def _task(settings: ScoresConfig, style: str) -> Task:

@@ -14,7 +14,7 @@ from sm_diffusion.evaluation.benchmarks.tasks import BUDGETS, STYLES
 from sm_diffusion.evaluation.execution.executor import ExecutionLimits
 from sm_diffusion.types import UserError
 
-PROTOCOLS = ("official", "ours")
+PROTOCOLS = ("official", "released", "ours")
 FEEDBACK = ("auto", "off", "both")
 CODE = ("humaneval", "humaneval_plus", "mbpp", "mbpp_plus")
 

@@ -21,7 +21,8 @@ class ExecutorConfig:
 class ScoresConfig(EvaluatorConfig):
     """Answers of a model to a benchmark's problems, judged, at several budgets of network evaluations."""
 
-    protocol: str = "official"  # official: as published | ours: recommended; see docs/code_evaluation.md
+    # released: the authors' prompts and reading | official: their sampling, our prompts | ours: recommended
+    protocol: str = "official"  # see docs/code_evaluation.md
     path: str | None = None  # .jsonl or .jsonl.gz of the published layout; null: SMD_BENCH_DATA, then the hub
     style: str | None = None  # chat | chat_prefix | completion; null: the protocol's, completion for base models
     limit: int | None = None  # the first problems only; null: all

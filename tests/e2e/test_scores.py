@@ -313,7 +313,7 @@ def test_folders_give_the_answers_of_the_checkpoint(root: Path, checkpoint: Path
         ({"nfe": ["1/0"]}, {}, r"evaluator\.nfe=1/0: not a number"),
         ({"nfe": ["1", "1.0"]}, {}, r"evaluator\.nfe=.*1\.0 twice"),
         ({"nfe": ["1"]}, {"block_length": 3}, r"8 steps do not divide into 3 blocks"),
-        ({"protocol": "theirs"}, {}, r"evaluator\.protocol=theirs: unknown; choose one of official, ours"),
+        ({"protocol": "theirs"}, {}, r"evaluator\.protocol=theirs: unknown; choose one of official, released, ours"),
         ({"style": "poem"}, {}, r"evaluator\.style=poem: unknown; choose one of chat, chat_prefix, completion"),
         ({"feedback": "on"}, {}, r"evaluator\.feedback=on: unknown; choose one of auto, off, both"),
         ({"seeds": [1, 1]}, {}, r"evaluator\.seeds=\[1, 1\]: must be different"),

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
@@ -30,6 +33,12 @@ class Golden:
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         return {key.removeprefix(prefix): self[key] for key in sorted(self.keys) if key.startswith(prefix)}
+
+
+@functools.cache
+def golden_json(name: str) -> Any:
+    """One JSON file of the reference."""
+    return json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def relative_error(ours: Tensor, reference: Tensor) -> float:

@@ -15,7 +15,8 @@ Messages = Sequence[Mapping[str, str]]
 
 
 class PromptCodec(ABC):
-    """mask_id, pad_id, vocab_size: of the tokenizer. end_ids: tokens that end an answer.
+    """mask_id, pad_id, vocab_size: of the tokenizer. end_ids: tokens that end an answer; text_end_ids: those among them
+    that end a whole text.
     chat: messages have a form the model was trained on.
     """
 
@@ -23,6 +24,7 @@ class PromptCodec(ABC):
     pad_id: int
     vocab_size: int
     end_ids: frozenset[int]
+    text_end_ids: frozenset[int]
     chat: bool
 
     @abstractmethod
@@ -41,9 +43,14 @@ class PromptCodec(ABC):
     def template_sha256(self) -> str:
         """Of what turns messages into text; with the prompt's own hash it fixes the ids."""
 
-    def answer(self, ids: Sequence[int]) -> tuple[str, int, bool]:
-        """(text before the first end token, tokens of it, whether there was an end token)."""
-        end = next((index for index, token in enumerate(ids) if token in self.end_ids), None)
+    def answer(self, ids: Sequence[int], *, turn_ends: bool = True) -> tuple[str, int, bool]:
+        """(text before the first end token, tokens of it, whether there was an end token).
+
+        turn_ends: the end of a turn counts, such as <|im_end|>; else only the end of a text does, and <|im_end|> is
+            spelt out.
+        """
+        ends = self.end_ids if turn_ends else self.text_end_ids
+        end = next((index for index, token in enumerate(ids) if token in ends), None)
         own = ids if end is None else ids[:end]
         return self.decode(own), len(own), end is not None
 
@@ -54,7 +61,7 @@ class PlainCodec(PromptCodec):
     def __init__(self, tokenizer: TextTokenizer, *, chat: bool) -> None:
         self._tokenizer = tokenizer
         self.vocab_size, self.mask_id, self.pad_id = tokenizer.vocab_size, tokenizer.mask_id, tokenizer.eos_id
-        self.end_ids = frozenset({tokenizer.eos_id})
+        self.end_ids = self.text_end_ids = frozenset({tokenizer.eos_id})
         self.chat = chat
 
     def encode_messages(self, messages: Messages, prefix: str = "") -> list[int]:
@@ -92,7 +99,8 @@ class TemplateCodec(PromptCodec):
         self.mask_id, self.pad_id = int(mask_id), int(ends[-1])
         self.vocab_size = max(len(tokenizer), self.mask_id + 1)
         self.chat = bool(tokenizer.chat_template)
-        self.end_ids = frozenset({*map(int, ends), *self._turn_ends()})
+        self.text_end_ids = frozenset(map(int, ends))
+        self.end_ids = self.text_end_ids | frozenset(self._turn_ends())
 
     def _turn_ends(self) -> list[int]:
         """The first special token the template puts after a reply, such as <|im_end|>."""

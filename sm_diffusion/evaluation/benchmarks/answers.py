@@ -149,6 +149,8 @@ class AnswerPlan:
                 found[problem.task_id] = self.codec.encode_messages(prompt.messages, prompt.text)
             else:
                 found[problem.task_id] = self.codec.encode_text(prompt.text)
+        if self.task.max_prompt_tokens is not None:
+            found = {name: ids[-self.task.max_prompt_tokens :] for name, ids in found.items()}
         longest = max(found, key=lambda name: len(found[name]))
         if self.max_length is not None and len(found[longest]) + self.new_tokens > self.max_length:
             room = self.max_length - len(found[longest])
@@ -207,7 +209,7 @@ def _sample(
     made = []
     for slot, ids, nfe in zip(slots, rows, spent, strict=True):
         prompt = prompts[slot.task_id]
-        text, num_tokens, ended = codec.answer(ids[len(prompt) :])
+        text, num_tokens, ended = codec.answer(ids[len(prompt) :], turn_ends=plan.task.turns_end)
         ended = ended or truncate_at(text, plan.task.stops)[1] is not None
         made.append(
             GeneratedAnswer(

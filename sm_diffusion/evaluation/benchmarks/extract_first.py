@@ -1,7 +1,7 @@
 """What an answer says by the simple rules of lm-evaluation-harness and its forks that evaluate diffusion models.
 
 Code: what follows the first line that opens a Python block, up to the next fence; an answer without one as a whole.
-GSM8K: the last number. MATH: the last boxed expression. The paper does not print its rules; these are the commonest.
+GSM8K: the last number. MATH: the last boxed expression. The rules of the authors of soft-masking are in `released`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sm_diffusion.evaluation.benchmarks.extract import Extracted, same_math
+from sm_diffusion.evaluation.benchmarks.extract import Extracted
 from sm_diffusion.evaluation.benchmarks.pass_at_k import mean_pass_at_k
 from sm_diffusion.evaluation.benchmarks.tasks import Problem, Task
 from sm_diffusion.evaluation.execution.executor import Executor, Job, Verdict
@@ -140,8 +140,7 @@ def _passed(task: Task, problem: Problem, extracted: Extracted, outcome: Mapping
         return False
     if task.runs_code:
         return len(outcome) == len(problem.checks or {}) and all(verdict.passed for verdict in outcome.values())
-    assert problem.gold is not None
-    return extracted.value == problem.gold if task.family == "gsm8k" else same_math(extracted.value, problem.gold)
+    return task.matches(problem, extracted.value)
 
 
 def _record(answer: Answer, sample: int, passed: bool, extracted: Extracted, outcome: Mapping[str, Verdict]) -> Record:

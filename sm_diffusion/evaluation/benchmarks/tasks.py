@@ -5,26 +5,27 @@
     score = score_answers(task, answers, executor)       # `code_score`: one record an answer, and a summary
 
 Token budgets are the published ones (0-shot chat; HumanEval(+) 768 new tokens, MBPP(+) 512, GSM8K 256, MATH-500 512).
-The prompt texts are this project's own: the paper does not print its templates, so `protocol()` carries their hash.
+Style `released` asks and reads as the authors of soft-masking do (`released`); the texts of the other styles are this
+project's own. `protocol()` carries their hash.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sm_diffusion.evaluation.benchmarks import checks as code_checks
-from sm_diffusion.evaluation.benchmarks import extract, extract_first
+from sm_diffusion.evaluation.benchmarks import extract, extract_first, released, released_math
 from sm_diffusion.evaluation.benchmarks.extract import Extracted
 from sm_diffusion.evaluation.benchmarks.task_data import TaskRows, load_rows, source_of
 from sm_diffusion.evaluation.execution.executor import Checks, ExecutionLimits
 from sm_diffusion.types import UserError
 
-STYLES = ("chat", "chat_prefix", "completion")
-RULES = ("search", "first_block")
+STYLES = ("chat", "chat_prefix", "completion", "released")
+RULES = ("search", "first_block", "released")
 _CODE_STOPS = ("\nclass ", "\ndef ", "\n#", "\nif __name__", "\nprint(", "\n@", "\n```", "\nassert ")
 _TEMPLATES: Mapping[str, Mapping[str, str]] = {
     "humaneval": {
@@ -82,7 +83,7 @@ class Prompt:
 
     messages: chat messages ({"role", "content"}), empty for completion models.
     text:     completion: the whole prompt. chat_prefix: what the reply begins with, to be put after the chat
-              template's generation prompt and not generated. chat: empty.
+              template's generation prompt and not generated; released: likewise, or empty. chat: empty.
     """
 
     messages: tuple[Mapping[str, str], ...]
@@ -112,8 +113,20 @@ class Task:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Strings that end a completion; chat answers end at the model's end token alone."""
+        """Strings that end an answer; those of chat and chat_prefix end at the model's end token alone."""
+        if self.style == "released":
+            return released.PROMPTS[self.family].stops
         return tuple(_COMPLETION_STOPS[self.family]) if self.style == "completion" else ()
+
+    @property
+    def max_prompt_tokens(self) -> int | None:
+        """Longer prompts lose their beginning; None: they do not."""
+        return released.MAX_PROMPT_TOKENS if self.style == "released" else None
+
+    @property
+    def turns_end(self) -> bool:
+        """An end of the assistant's turn ends the answer; else the end of text alone does."""
+        return self.style != "released"
 
     @property
     def runs_code(self) -> bool:
@@ -121,6 +134,10 @@ class Task:
 
     def prompt(self, problem: Problem) -> Prompt:
         """The prompt of a problem in this task's style."""
+        if self.style == "released":
+            message = released.user_message(self.family, problem.fields)
+            prefix = released.gen_prefix(self.family, problem.fields)
+            return Prompt(({"role": "user", "content": message},), prefix)
         templates = _TEMPLATES[self.family]
         fields = {**problem.fields, "shots": self.shots}
         if self.style == "completion":
@@ -131,6 +148,8 @@ class Task:
 
     def extract(self, problem: Problem, answer: str) -> Extracted:
         """The program (helpers and imports of the prompt put before it) or the value in an answer."""
+        if self.style == "released":
+            return self._extract_released(problem, answer)
         if self.rules == "first_block" and self.style != "completion":
             return self._extract_first(problem, answer)
         if not self.runs_code:
@@ -141,6 +160,22 @@ class Task:
             return extract.continue_prompt(start, answer, self.stops)
         found = extract.extract_code(self.prompt(problem).text + answer, problem.entry_point)
         return found if found.value is None else Extracted(_after(problem.prelude, found.value), found.how)
+
+    def _extract_released(self, problem: Problem, answer: str) -> Extracted:
+        answer = released.cut_at_stops(self.family, answer)
+        if self.family == "humaneval":
+            return released.humaneval_program(problem.fields["prompt"], answer, problem.entry_point or "")
+        if self.family == "mbpp":
+            return released.mbpp_program(answer)
+        return released.gsm8k_answer(answer) if self.name == "gsm8k" else Extracted(answer, "whole")
+
+    def matches(self, problem: Problem, value: str) -> bool:
+        """Whether a value found in an answer to a problem of numbers or mathematics is the gold answer."""
+        assert problem.gold is not None
+        if self.style == "released":
+            equal = released.gsm8k_equal if self.family == "gsm8k" else released_math.math_verified
+            return equal(value, problem.gold)
+        return value == problem.gold if self.family == "gsm8k" else extract.same_math(value, problem.gold)
 
     def _extract_first(self, problem: Problem, answer: str) -> Extracted:
         if not self.runs_code:
@@ -155,8 +190,11 @@ class Task:
 
     def protocol(self) -> dict[str, Any]:
         """What has to be equal for two scores to be comparable, as far as the task decides it."""
-        parts = {"chat": ["chat"], "chat_prefix": ["chat", "prefix"], "completion": ["completion"]}[self.style]
-        template = "\0".join([*(_TEMPLATES[self.family][part] for part in parts), self.shots])
+        if self.style == "released":
+            template = "\0".join([released.PROMPTS[self.family].user, released.PROMPTS[self.family].prefix])
+        else:
+            parts = {"chat": ["chat"], "chat_prefix": ["chat", "prefix"], "completion": ["completion"]}[self.style]
+            template = "\0".join([*(_TEMPLATES[self.family][part] for part in parts), self.shots])
         return {
             "task": self.name,
             "style": self.style,
@@ -177,10 +215,11 @@ def build_task(
     """A task with its rows, see `task_data.load_rows` for `path` and `split`.
 
     style: chat (0-shot), chat_prefix (the reply starts with a given text; code only), completion (base models; MBPP
-        with 3 examples, tasks 2, 3 and 4 of the same file).
+        with 3 examples, tasks 2, 3 and 4 of the same file), released (0-shot, the authors' texts and reading).
     rules: search (`extract`: the block that defines the function, wherever it stands) or first_block (`extract_first`:
-        what lm-evaluation-harness and its forks take).
-    Raises: UserError for an unknown task, style or rules, or bad data.
+        what lm-evaluation-harness and its forks take). Style released has rules of its own, whatever is given.
+    Raises: UserError for an unknown task, style or rules, or bad data; for math500 in style released where the library
+        math_verify is missing.
     """
     source_of(name)
     family = name.removesuffix("_plus")
@@ -190,6 +229,12 @@ def build_task(
     if rules not in RULES:
         raise UserError(f"rules: no rules {rules!r}; choose from {', '.join(RULES)}")
     data = load_rows(name, path, split=split)
+    if style == "released":
+        if name == "math500":
+            released_math.require_math_verify()
+        problems = tuple(_released_problem(name, row, index, data.origin) for index, row in enumerate(data.rows))
+        return Task(name, style, problems, data, rules="released")
+    rules = "search" if rules == "released" else rules
     makers = {"humaneval": _humaneval_problem, "mbpp": _mbpp_problem, "gsm8k": _gsm8k_problem, "math500": _math_problem}
     problems = tuple(makers[family](row, index) for index, row in enumerate(data.rows))
     if name == "mbpp" and style == "completion":
@@ -251,3 +296,36 @@ def _gsm8k_problem(row: Mapping[str, Any], index: int) -> Problem:
 
 def _math_problem(row: Mapping[str, Any], _: int) -> Problem:
     return Problem(str(row["unique_id"]), {"problem": str(row["problem"])}, gold=str(row["answer"]))
+
+
+def _released_problem(name: str, row: Mapping[str, Any], index: int, origin: str) -> Problem:
+    """A problem as the authors' harness has it: the row's own text, the three asserts of MBPP and MBPP+, raw gold."""
+    family = name.removesuffix("_plus")
+    if family == "humaneval":
+        problem = _humaneval_problem(row, index)
+        return replace(problem, fields={"prompt": str(row["prompt"])})
+    if family == "gsm8k":
+        return Problem(
+            f"gsm8k/{index}",
+            {"question": str(row["question"])},
+            reference=str(row["answer"]),
+            gold=released.gsm8k_gold(str(row["answer"])),
+        )
+    lacks = "solution" if family == "math500" else "test_list"
+    if lacks not in row:
+        hub = "evalplus/mbppplus" if name == "mbpp_plus" else "HuggingFaceH4/MATH-500"
+        raise UserError(f"{origin}: the released protocol needs a field {lacks} in each row; use {hub} of the hub")
+    if family == "math500":
+        gold = released_math.gold_answer(str(row["solution"]))
+        return Problem(str(row["unique_id"]), {"problem": str(row["problem"])}, gold=gold)
+    text = str(row["text"] if name == "mbpp" else row["prompt"])
+    tests = released.mbpp_asserts(list(row["test_list"]))
+    base = {"task_id": row["task_id"], "code": row["code"], "test_setup_code": "", "test_list": [tests]}
+    checks = code_checks.mbpp_checks(base)
+    return Problem(
+        task_id=str(row["task_id"]),
+        fields={"text": text, "tests": tests},
+        entry_point=checks.names[-1],
+        reference=str(row["code"]).replace("\r\n", "\n"),
+        checks={"tests": checks},
+    )
