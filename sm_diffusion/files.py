@@ -233,7 +233,7 @@ def read_json(path: Path, *, advice: str = "write it again or use another") -> A
     Raises:
         UserError: It is missing or broken, in whatever way.
     """
-    return parse_json(read_text(path, what="a JSON file", advice=advice), path, advice=advice)
+    return parse_json(read_text(path, what="JSON", advice=advice), path, advice=advice)
 
 
 def read_object(path: Path, *, advice: str = "write it again or use another") -> dict[str, Any]:
@@ -249,10 +249,13 @@ def parse_json(text: str | bytes, source: object, *, advice: str = "write it aga
     try:
         return json.loads(text)
     except RecursionError:
-        raise UserError(f"{source}: not a JSON file that can be read (nested too deep); {advice}") from None
-    except ValueError as error:  # broken, or an integer of more digits than Python converts
-        reason = str(error).splitlines()[0].removesuffix("; use sys.set_int_max_str_digits() to increase the limit")
-        raise UserError(f"{source}: not a JSON file ({reason}); {advice}") from None
+        reason = "nested too deep"
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno}, " if "\n" in error.doc.strip() else ""
+        reason = f"{error.msg} at {line}column {error.colno}"
+    except ValueError as error:  # no UTF-8, or an integer of more digits than Python converts
+        reason = str(error).partition(";")[0]
+    raise UserError(f"{source}: not JSON ({reason}); {advice}")
 
 
 def write_json(path: Path, obj: Any) -> Path:
@@ -306,7 +309,7 @@ def digest_bytes(*parts: str | bytes) -> bytes:
     """As `digest`, the 32 bytes themselves."""
     found = hashlib.sha256()
     for part in parts:
-        found.update(part.encode() if isinstance(part, str) else part)
+        found.update(encode(part) if isinstance(part, str) else part)
     return found.digest()
 
 

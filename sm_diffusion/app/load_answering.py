@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from sm_diffusion.denoisers.pretrained.loading import PINNED, Backbone, fetch, o
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
 from sm_diffusion.diffusion.schedule import NoiseSchedule
 from sm_diffusion.diffusion.soft_mask import SoftMaskBase
-from sm_diffusion.files import read_object, sha256_of
+from sm_diffusion.files import digest, read_object, sha256_of
 from sm_diffusion.types import UserError
 
 
@@ -175,11 +175,8 @@ def _max_length(predictor: Predictor, trained: int) -> int:
 
 def _folder_sha256(folders: list[Path]) -> str:
     """Of the weights and omegas in them, by name and content."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted([*folder.glob("*.safetensors"), *folder.glob(TRANSPARENCY_FILE)]):
-            digest.update(f"|{path.name}|{sha256_of(path)}".encode())
-    return digest.hexdigest()
+    files = [sorted([*folder.glob("*.safetensors"), *folder.glob(TRANSPARENCY_FILE)]) for folder in folders]
+    return digest(*(f"|{path.name}|{sha256_of(path)}" for path in itertools.chain(*files)))
 
 
 def build_codec(data: schema.DataConfig) -> PromptCodec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from sm_diffusion.denoisers.pretrained.loading import (
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
 from sm_diffusion.diffusion.soft_mask import SoftMaskBase
+from sm_diffusion.files import read_object
 from sm_diffusion.types import UserError
 
 # Dream's and LLaDA's own fine-tuning lengths. Their max_position_embeddings are far beyond what they were trained on.
@@ -102,8 +102,8 @@ def _locate(name: str, model: schema.HFConfig) -> _Place:
 def _base_of(folder: Path) -> str:
     for name, key in (("smd_adapter.json", "base"), ("adapter_config.json", "base_model_name_or_path")):
         try:
-            base = json.loads((folder / name).read_text(encoding="utf-8"))[key]
-        except (OSError, ValueError, KeyError, TypeError):
+            base = read_object(folder / name)[key]
+        except (UserError, KeyError):
             continue
         if base:
             return str(base)

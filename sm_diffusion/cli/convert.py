@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.files import staged
+from sm_diffusion.files import read_object, staged
 from sm_diffusion.types import UserError
 
 HELP = "merge adapters, export and import checkpoints, list what one holds, push to and pull from the hub"
@@ -135,8 +134,8 @@ def _base_of(folder: Path) -> str:
 def _named_base(folder: Path) -> str | None:
     for name, key in (("smd_adapter.json", "base"), ("adapter_config.json", "base_model_name_or_path")):
         try:
-            base = json.loads((folder / name).read_text(encoding="utf-8"))[key]
-        except (OSError, ValueError, KeyError, TypeError):
+            base = read_object(folder / name)[key]
+        except (UserError, KeyError):
             continue
         if base:
             return str(base)

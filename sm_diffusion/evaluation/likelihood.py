@@ -13,7 +13,6 @@ over the same x_t, which is still one function of x_t: the bound is that of the 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -27,6 +26,7 @@ from torch import Tensor
 from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.diffusion.readouts.base import NegLogLikelihood, positions_of
 from sm_diffusion.diffusion.schedule import NoiseSchedule
+from sm_diffusion.files import digest_bytes
 from sm_diffusion.sampling import from_rows
 from sm_diffusion.types import NLL, UserError
 
@@ -221,8 +221,8 @@ class MonteCarloLikelihood:
             )
 
     def _plan(self, passage: Passage) -> Plan:
-        digest = hashlib.sha256(np.array(passage.context, dtype="<i8").tobytes()).digest()
-        key = [self.seed % 2**64, int.from_bytes(digest[:8], "little") ^ _TAG]
+        context = digest_bytes(np.array(passage.context, dtype="<i8").tobytes())
+        key = [self.seed % 2**64, int.from_bytes(context[:8], "little") ^ _TAG]
         return self.estimator.plan(len(passage.continuation), np.random.Generator(np.random.Philox(key=key)))
 
     def _run(self, rows: list[tuple[_Pending, int]]) -> None:

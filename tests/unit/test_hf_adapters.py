@@ -201,7 +201,7 @@ BAD = {
     "broken adapter": (lambda f: spoil(f / "adapter_model.safetensors", "x"), "cannot be read as an adapter"),
     "no tensors": (lambda f: (f / "adapter_model.safetensors").unlink(), "cannot be read as an adapter"),
     "no omegas": (lambda f: (f / transparency.FILE_NAME).unlink(), "transparency_config.json does not exist"),
-    "broken omegas": (lambda f: spoil(f / transparency.FILE_NAME, "{"), "not a JSON file"),
+    "broken omegas": (lambda f: spoil(f / transparency.FILE_NAME, "{"), "not JSON"),
     "other omegas": (
         lambda f: transparency.write(transparency.TransparencyConfig(transparency_alg="mixinputs_with_temp"), f),
         "does not fit transparency_config.json",

@@ -202,7 +202,7 @@ BAD = {
         lambda f: (f / "config.json").write_text('{"model_type": "Dream", "mask_token_id": 1}'),
         "config.json lacks vocab_size, hidden_size",
     ),
-    "json": (lambda f: (f / "config.json").write_text("{"), "config.json: not a JSON file"),
+    "json": (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json does not exist"),
     "no mask": (lambda f: edit(f, mask_token_id=None), "has no mask token"),
     "mask": (lambda f: edit(f, mask_token_id=151666), "mask token 151666 lies outside its vocabulary of 151"),

@@ -82,7 +82,7 @@ def test_omegas_survive_a_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not a JSON file"),
+        ("{", "not JSON"),
         ("[1]", "expected a JSON object, found list"),
         ("{}", "missing transparency_alg; missing transparency_scale"),
         (json.dumps(KEYS | {"slerp": 1}), "unknown slerp"),

@@ -114,7 +114,7 @@ def test_missing_field_is_named(task, tmp_path):
     ("content", "words"),
     [
         ("", "no gsm8k rows"),
-        ("{", "line 1 is no JSON"),
+        ("{", "line 1: not JSON"),
         ("\n[1]\n", "line 2 is a list"),
         ('{"question": null, "answer": "#### 1"}', "missing field question"),
     ],

@@ -15,7 +15,6 @@ from sm_diffusion.cli import main as cli
 from sm_diffusion.denoisers.adapters import peft
 from sm_diffusion.denoisers.checkpoints.weights import read_weights
 from sm_diffusion.denoisers.pretrained.export import export_folder
-from sm_diffusion.files import staged
 from tests.helpers.golden import GOLDEN
 from tests.helpers.qwen import MASK, tiny_qwen
 
@@ -163,19 +162,3 @@ def test_a_failed_upload_is_one_line(
     message = capsys.readouterr().err
     assert f"the folder is still at {tmp_path}" in message
     assert message.count("\n") == 1
-
-
-def test_an_output_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    out = tmp_path / "new" / "full"
-    with pytest.raises(KeyboardInterrupt), staged(out) as part:
-        part.mkdir()
-        (part / "half").write_text("x")
-        raise KeyboardInterrupt
-    assert list(out.parent.iterdir()) == []
-    out.mkdir()
-    with staged(out) as part:
-        part.mkdir()
-        assert not any(out.iterdir())
-        (part / "whole").write_text("x")
-    assert [path.name for path in out.iterdir()] == ["whole"]
-    assert list(out.parent.iterdir()) == [out]

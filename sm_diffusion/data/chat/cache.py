@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from sm_diffusion.data.chat.collate import ChatLimits, ChatSample, refusal
 from sm_diffusion.data.chat.tokenizers import ChatSource, ChatTokenizer
 from sm_diffusion.data.stores.cache import build_once
+from sm_diffusion.files import digest, read_object
 from sm_diffusion.types import UserError
 
 FORMAT_VERSION = 2
@@ -88,7 +88,7 @@ def prepare_chat(
         max_tokens=max_tokens, min_response_tokens=min_response_tokens, forbidden_ids=tokenizer.forbidden_ids
     )
     settings = [FORMAT_VERSION, source.fingerprint(), tokenizer.fingerprint(), max_tokens, min_response_tokens]
-    folder = cache_dir / f"chat-{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]}"
+    folder = cache_dir / f"chat-{digest(json.dumps(settings))[:24]}"
 
     def build(new: Path) -> None:
         splits = {split: _encode(new, split, source, tokenizer, limits) for split in SPLITS}
@@ -100,7 +100,7 @@ def prepare_chat(
 
 
 def _read_meta(folder: Path) -> ChatMeta:
-    fields = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    fields = read_object(folder / "meta.json")
     return ChatMeta({split: ChatSplit(**fields["splits"][split]) for split in SPLITS}, fields["refused"])
 
 

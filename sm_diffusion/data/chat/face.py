@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sm_diffusion.data.tokenizers.base import TextTokenizer
+from sm_diffusion.files import digest
 from sm_diffusion.types import UserError
 
 Messages = Sequence[Mapping[str, str]]  # [{"role": "system" | "user" | "assistant", "content": text}, ...]
@@ -31,7 +31,7 @@ class ChatFace(ABC):
         return self.encode(self.render(messages))
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.template.encode()).hexdigest()
+        return digest(self.template)
 
 
 class PlainFace(ChatFace):

@@ -7,7 +7,6 @@ ASSISTANT and SYSTEM, mapped here. What a sample may be long and which tokens it
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from sm_diffusion.data.chat.tokenizers import ChatSource, Conversation
 from sm_diffusion.data.corpora.base import check_fraction, in_validation
 from sm_diffusion.data.corpora.hub import HubRepository, Located, Location
 from sm_diffusion.data.corpora.records import Record, Slice, count_records, plan_slices, read_slice
+from sm_diffusion.files import digest
 from sm_diffusion.types import UserError
 
 TOOL_ROLES = frozenset({"tool", "function", "ipython", "observation"})
@@ -72,7 +72,7 @@ class ChatMix(ChatSource):
         settings: list[Any] = [MIX_VERSION, self._fraction, self._max_samples]
         for part, located in zip(self._parts, self._located, strict=True):
             settings.append([part.field, part.patterns, located.revision, located.files])
-        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+        return digest(json.dumps(settings))
 
     @cached_property
     def _located(self) -> list[Located]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sm_diffusion.data.chat.tokenizers import plain_head
 from sm_diffusion.data.tokenizers.base import TextTokenizer
+from sm_diffusion.files import digest
 from sm_diffusion.types import UserError
 
 Messages = Sequence[Mapping[str, str]]
@@ -79,7 +79,7 @@ class PlainCodec(PromptCodec):
         return self._tokenizer.decode(ids)
 
     def template_sha256(self) -> str:
-        return hashlib.sha256(b"plain chat: role: content").hexdigest()
+        return digest(b"plain chat: role: content")
 
 
 class TemplateCodec(PromptCodec):
@@ -131,4 +131,4 @@ class TemplateCodec(PromptCodec):
         return text
 
     def template_sha256(self) -> str:
-        return hashlib.sha256(str(self._tokenizer.chat_template).encode()).hexdigest()
+        return digest(str(self._tokenizer.chat_template))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from functools import cached_property
 from sm_diffusion.data.chat.tokenizers import ChatSource, Conversation
 from sm_diffusion.data.corpora.base import check_fraction, in_validation
 from sm_diffusion.data.corpora.python_corpus import standard_library
+from sm_diffusion.files import digest
 
 FORMAT_VERSION = 1
 
@@ -32,10 +32,8 @@ class PythonChat(ChatSource):
         return (chat for chat in self._all if in_validation(chat.text, self._fraction) == wanted)
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(f"python_chat {FORMAT_VERSION} {self._fraction}".encode())
-        for name, source in standard_library():
-            digest.update(f"|{name}|{len(source)}|{source}".encode())
-        return digest.hexdigest()
+        modules = (f"|{name}|{len(source)}|{source}" for name, source in standard_library())
+        return digest(f"python_chat {FORMAT_VERSION} {self._fraction}", *modules)
 
     @cached_property
     def _all(self) -> list[Conversation]:

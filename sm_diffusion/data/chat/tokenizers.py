@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -22,6 +21,7 @@ from sm_diffusion.data.corpora.base import (
 )
 from sm_diffusion.data.tokenizers.base import TextTokenizer
 from sm_diffusion.data.tokenizers.subword import hub_files
+from sm_diffusion.files import digest, parse_json, sha256_of
 from sm_diffusion.types import UserError
 
 
@@ -102,13 +102,10 @@ class ChatFiles(ChatSource):
 
     @cached_property
     def _digest(self) -> str:
-        digest = hashlib.sha256(json.dumps(["chat_files", 1, self._field, self._fraction]).encode())
+        parts: list[str | bytes] = [json.dumps(["chat_files", 1, self._field, self._fraction])]
         for group in (self._files, self._validation_files or []):
-            digest.update(b"|group|")
-            for path in group:
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+            parts += [b"|group|", *(bytes.fromhex(sha256_of(path)) for path in group)]
+        return digest(*parts)
 
     def _read(self, files: list[Path]) -> Iterator[Conversation]:
         for path in files:
@@ -121,10 +118,7 @@ class ChatFiles(ChatSource):
                         yield self._conversation(line, f"{path}, line {number}")
 
     def _conversation(self, line: str, where: str) -> Conversation:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}): repair the line") from None
+        record = parse_json(line, where, advice="repair the line")
         messages = record.get(self._field) if isinstance(record, dict) else None
         if messages is None:
             raise UserError(f"{where}: no field {self._field!r}: set data.messages_field to the one with the messages")
@@ -187,7 +181,7 @@ class PlainChat(ChatTokenizer):
         return self._tokenizer.decode(ids)
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"plain chat 1 {self._tokenizer.fingerprint()}".encode()).hexdigest()
+        return digest(f"plain chat 1 {self._tokenizer.fingerprint()}")
 
     def files(self) -> dict[str, str]:
         return self._tokenizer.files()
@@ -226,9 +220,9 @@ class TemplateChat(ChatTokenizer):
         return text
 
     def fingerprint(self) -> str:
-        vocabulary = hashlib.sha256(json.dumps(sorted(self._tokenizer.get_vocab().items())).encode()).hexdigest()
+        vocabulary = digest(json.dumps(sorted(self._tokenizer.get_vocab().items())))
         state = [vocabulary, self._tokenizer.chat_template, self.mask_id, self.pad_id, sorted(self.forbidden_ids)]
-        return hashlib.sha256(json.dumps(["template chat 1", *state]).encode()).hexdigest()
+        return digest(json.dumps(["template chat 1", *state]))
 
     def files(self) -> dict[str, str]:
         return hub_files(self._tokenizer)

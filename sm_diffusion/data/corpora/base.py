@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -12,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from sm_diffusion.files import digest, digest_bytes, parse_json, sha256_of
 from sm_diffusion.types import UserError
 
 
@@ -47,8 +47,7 @@ def in_validation(text: str, fraction: float) -> bool:
 
     Depends on nothing else, so adding, removing or reordering documents moves no other document across the split.
     """
-    digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2.0**64
+    return int.from_bytes(digest_bytes(text)[:8], "big") < fraction * 2.0**64
 
 
 def check_fraction(fraction: float) -> None:
@@ -104,10 +103,7 @@ def read_jsonl(path: Path, field: str) -> Iterator[Document]:
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno}): repair the line") from None
+            record = parse_json(line, where, advice="repair the line")
             yield Document(field_of_record(record, field, where, "data.text_field"), where)
 
 
@@ -225,13 +221,10 @@ class TextFiles(TokenSource):
     @cached_property
     def _digest(self) -> str:
         fraction = self._fraction if self._validation_files is None else None
-        digest = hashlib.sha256(json.dumps(["text_files", 1, self._field, self._split_blank_lines, fraction]).encode())
+        parts: list[str | bytes] = [json.dumps(["text_files", 1, self._field, self._split_blank_lines, fraction])]
         for group in (self._files, self._validation_files or []):
-            digest.update(b"|group|")
-            for path in group:
-                with path.open("rb") as file:
-                    digest.update(path.suffix.encode() + hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+            parts += [b"|group|", *(path.suffix.encode() + bytes.fromhex(sha256_of(path)) for path in group)]
+        return digest(*parts)
 
     def _read(self, files: list[Path]) -> Iterator[Document]:
         for path in files:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from sm_diffusion.data.corpora.base import Document, TokenSource, check_fraction
 from sm_diffusion.data.corpora.filters import Cleaned, RecordFilter, same_text
 from sm_diffusion.data.corpora.hub import FileInfo, HubRepository, Located, Location, matching
 from sm_diffusion.data.corpora.records import Root, Slice, count_records, plan_slices, read_slice, suffix_of
+from sm_diffusion.files import digest
 from sm_diffusion.types import UserError
 
 CORPUS_VERSION = 1
@@ -129,7 +129,7 @@ class FileCorpus(TokenSource):
 
     def fingerprint(self) -> str:
         """Of the settings, and of the files' names, sizes and content (hub: and commit)."""
-        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()
+        return digest(json.dumps(self.describe(), sort_keys=True))
 
     def describe(self) -> dict[str, object]:
         """Everything that decides the documents, as plain values."""

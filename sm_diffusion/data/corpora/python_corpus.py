@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import inspect
 import itertools
 import json
@@ -16,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from sm_diffusion.data.corpora.base import Document, TokenSource, check_fraction, in_validation
+from sm_diffusion.files import digest
 from sm_diffusion.types import UserError
 
 # Raise it whenever the same library would give other documents, so that old caches are not taken for new ones.
@@ -61,13 +61,10 @@ class PythonCorpus(TokenSource):
     @cached_property
     def _digest(self) -> str:
         settings = ["python_corpus", FORMAT_VERSION, self._kind, self._fraction]
-        digest = hashlib.sha256(json.dumps(settings).encode())
-        for name, source in self._modules:
-            digest.update(f"|{name}|{len(source)}|{source}".encode())
+        parts = list(self._modules)
         if self._kind == "text":
-            for topic in help_topics():
-                digest.update(f"|{topic.name}|{len(topic.text)}|{topic.text}".encode())
-        return digest.hexdigest()
+            parts += [(topic.name, topic.text) for topic in help_topics()]
+        return digest(json.dumps(settings), *(f"|{name}|{len(text)}|{text}" for name, text in parts))
 
     @cached_property
     def _modules(self) -> list[tuple[str, str]]:

@@ -181,7 +181,7 @@ def _read_json(raw: IO[bytes], part: Slice, _fields: Sequence[str]) -> Iterator[
         elif line.strip():
             try:
                 fields = json.loads(line)
-            except (json.JSONDecodeError, RecursionError):
+            except (ValueError, RecursionError):  # integers too long for Python are ValueErrors
                 yield Record({}, "not_json")
                 continue
             yield Record(fields) if isinstance(fields, dict) else Record({}, "not_an_object")

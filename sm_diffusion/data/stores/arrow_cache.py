@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from sm_diffusion.data.corpora.base import Document, TokenSource
 from sm_diffusion.data.stores.cache import Progress, build_once
 from sm_diffusion.data.stores.packing import wrap_documents
 from sm_diffusion.data.tokenizers.base import TextTokenizer
+from sm_diffusion.files import digest, read_object
 from sm_diffusion.types import UserError
 
 FORMAT_VERSION = 1
@@ -124,7 +124,7 @@ def prepare_tokens(*, source: TokenSource, tokenizer: TextTokenizer, length: int
     if length < 1:
         raise UserError(f"data.length={length}: must be at least 1 token")
     prints = (source.fingerprint(), tokenizer.fingerprint())
-    key = hashlib.sha256(json.dumps([FORMAT_VERSION, *prints, length]).encode()).hexdigest()[:24]
+    key = digest(json.dumps([FORMAT_VERSION, *prints, length]))[:24]
     folder = cache_dir / f"tokens-{key}"
     seed = CacheMeta(
         key=key,
@@ -144,7 +144,7 @@ def prepare_tokens(*, source: TokenSource, tokenizer: TextTokenizer, length: int
 
 def read_meta(folder: Path) -> CacheMeta:
     """The meta.json of a cache folder."""
-    fields: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    fields: dict[str, Any] = read_object(folder / "meta.json")
     splits = {split: SplitMeta(**counts) for split, counts in fields.pop("splits").items()}
     return CacheMeta(splits=splits, **fields)
 

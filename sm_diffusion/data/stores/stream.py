@@ -9,7 +9,6 @@ windows once before any of them again; lanes hold about equally much, but their 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 from collections.abc import Generator, Iterator, Sequence
@@ -26,6 +25,7 @@ from sm_diffusion.data.corpora.records import Slice
 from sm_diffusion.data.loader import LoaderSettings, resumed_position
 from sm_diffusion.data.order import accumulation_steps
 from sm_diffusion.data.stores.shard_writer import Recipe, SliceTokens
+from sm_diffusion.files import digest_bytes
 from sm_diffusion.types import Batch, UserError
 
 
@@ -46,8 +46,7 @@ class StreamSettings:
 
 def permutation(length: int, *key: int) -> NDArray[np.int64]:
     """An order that depends on the key alone."""
-    digest = hashlib.sha256(json.dumps(key).encode()).digest()
-    words = np.random.Philox(key=np.frombuffer(digest[:16], dtype="<u8")).random_raw(length)
+    words = np.random.Philox(key=np.frombuffer(digest_bytes(json.dumps(key))[:16], dtype="<u8")).random_raw(length)
     return np.argsort(words, kind="stable").astype(np.int64, copy=False)
 
 
@@ -81,7 +80,7 @@ class SliceCounts:
                 try:
                     *part, windows = json.loads(line)
                     self._counts[Slice(*part)] = int(windows)
-                except (ValueError, TypeError):
+                except (ValueError, TypeError, RecursionError):
                     continue
 
     def get(self, part: Slice) -> int | None:

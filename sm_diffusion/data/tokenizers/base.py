@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+
+from sm_diffusion.files import digest
 
 EOS_TEXT = "<|endoftext|>"
 MASK_TEXT = "[MASK]"
@@ -84,7 +85,7 @@ class CharTokenizer(TextTokenizer):
         return self._OTHERS.sub(" ", text.lower()).strip(" ")
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(b"char 1").hexdigest()
+        return digest(b"char 1")
 
 
 class ByteTokenizer(TextTokenizer):
@@ -105,4 +106,4 @@ class ByteTokenizer(TextTokenizer):
         return text
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(b"byte 1").hexdigest()
+        return digest(b"byte 1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from sm_diffusion.data.corpora.base import TokenSource
 from sm_diffusion.data.stores.cache import build_once
 from sm_diffusion.data.tokenizers.base import ByteTokenizer, CharTokenizer, TextTokenizer
 from sm_diffusion.data.tokenizers.subword import BPETokenizer, HubTokenizer, train_bpe
+from sm_diffusion.files import digest
 from sm_diffusion.types import UserError
 
 KINDS = ("char", "byte", "bpe", "hub")
@@ -56,7 +56,7 @@ def _cached_bpe(vocab_size: int | None, *, source: TokenSource, cache_dir: Path)
             f"set it to at least {BPE_MIN_VOCAB_SIZE}"
         )
     key = json.dumps(["bpe", BPE_VERSION, vocab_size, source.fingerprint()])
-    folder = cache_dir / f"bpe-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
+    folder = cache_dir / f"bpe-{digest(key)[:24]}"
 
     def build(new: Path) -> None:
         train_bpe(source.train(), vocab_size=vocab_size, path=new / "tokenizer.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import tempfile
@@ -15,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from sm_diffusion.data.corpora.base import Document
 from sm_diffusion.data.tokenizers.base import EOS_TEXT, MASK_TEXT, TextTokenizer
+from sm_diffusion.files import digest
 from sm_diffusion.types import UserError
 
 MASK_CHOICES = ("auto", "token")
@@ -35,7 +35,7 @@ class BPETokenizer(TextTokenizer):
         self._eos_id: int = eos_id
         self._size: int = self._bpe.get_vocab_size()
         self._text = path.read_text(encoding="utf-8")
-        self._fingerprint = hashlib.sha256(b"bpe 1" + path.read_bytes()).hexdigest()
+        self._fingerprint = digest(b"bpe 1" + path.read_bytes())
 
     @property
     def vocab_size(self) -> int:
@@ -153,7 +153,7 @@ class HubTokenizer(TextTokenizer):
         else:
             state = json.dumps([type(self._hub).__name__, sorted(self._hub.get_vocab().items())])
         settings = json.dumps([self._mask_id, self._eos_id, self._size])
-        return hashlib.sha256(f"hub 1 {settings} {state}".encode()).hexdigest()
+        return digest(f"hub 1 {settings} {state}")
 
 
 def _load_hub(name: str) -> Any:

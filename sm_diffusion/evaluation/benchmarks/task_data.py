@@ -9,14 +9,15 @@ Nothing is downloaded unless no file was given, and `datasets` is imported only 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sm_diffusion.files import digest, parse_json
 from sm_diffusion.types import UserError
 
 ENVIRONMENT_VARIABLE = "SMD_BENCH_DATA"
@@ -127,9 +128,9 @@ def load_rows(task: str, path: str | Path | None = None, *, split: str = "test")
         raise UserError(f"split: {task} has no split {split!r}; choose from {choices}")
     found = Path(path) if path is not None else local_file(task)
     if found is None:
-        origin, rows, digest = _from_hub(source)
+        origin, rows, sha256 = _from_hub(source)
     else:
-        origin, rows, digest = _from_file(found)
+        origin, rows, sha256 = _from_file(found)
     numbered = [(number, _checked(row, source, origin, number)) for number, row in rows]
     _refuse_repeats(numbered, source, origin)
     kept = [row for _, row in numbered]
@@ -137,7 +138,7 @@ def load_rows(task: str, path: str | Path | None = None, *, split: str = "test")
         kept = [row for row in kept if int(row["task_id"]) in MBPP_SPLITS[split]]
     if not kept:
         raise UserError(f"{origin}: no {task} rows for split {split}")
-    return TaskRows(task, origin, digest, tuple(kept))
+    return TaskRows(task, origin, sha256, tuple(kept))
 
 
 def _from_file(path: Path) -> tuple[str, list[tuple[int, Any]], str]:
@@ -146,17 +147,14 @@ def _from_file(path: Path) -> tuple[str, list[tuple[int, Any]], str]:
     data = path.read_bytes()
     try:
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: unreadable ({error}); expected UTF-8 JSON lines, gzipped if named .gz") from None
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            rows.append((number, json.loads(line)))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}: line {number} is no JSON: {error}") from None
-    return str(path), rows, hashlib.sha256(data).hexdigest()
+        rows.append((number, parse_json(line, f"{path}, line {number}", advice="repair the line")))
+    return str(path), rows, digest(data)
 
 
 def _from_hub(source: Source) -> tuple[str, list[tuple[int, Any]], str]:
@@ -172,8 +170,8 @@ def _from_hub(source: Source) -> tuple[str, list[tuple[int, Any]], str]:
         message = f"{name}: could not be loaded from the hub ({first}); give a local file or set {ENVIRONMENT_VARIABLE}"
         raise UserError(message) from None
     rows = [(number, dict(row)) for number, row in enumerate(loaded, start=1)]
-    canonical = json.dumps([row for _, row in rows], sort_keys=True).encode()
-    return f"hub:{name}" + (f"/{configuration}" if configuration else ""), rows, hashlib.sha256(canonical).hexdigest()
+    canonical = json.dumps([row for _, row in rows], sort_keys=True)
+    return f"hub:{name}" + (f"/{configuration}" if configuration else ""), rows, digest(canonical)
 
 
 def _checked(row: Any, source: Source, origin: str, number: int) -> Mapping[str, Any]:

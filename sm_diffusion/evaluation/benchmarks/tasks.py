@@ -11,7 +11,6 @@ project's own. `protocol()` carries their hash.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from sm_diffusion.evaluation.benchmarks import extract, extract_first, released,
 from sm_diffusion.evaluation.benchmarks.extract import Extracted
 from sm_diffusion.evaluation.benchmarks.task_data import TaskRows, load_rows, source_of
 from sm_diffusion.evaluation.execution.executor import Checks, ExecutionLimits
+from sm_diffusion.files import digest
 from sm_diffusion.types import UserError
 
 STYLES = ("chat", "chat_prefix", "completion", "released")
@@ -198,7 +198,7 @@ class Task:
         return {
             "task": self.name,
             "style": self.style,
-            "prompt_sha256": hashlib.sha256(template.encode()).hexdigest(),
+            "prompt_sha256": digest(template),
             "num_few_shot": self.num_few_shot,
             "stop_strings": list(self.stops),
             "extraction": self.rules,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 
 from sm_diffusion.evaluation.harness.settings import HarnessSettings, Wish
 from sm_diffusion.evaluation.likelihood import Passage
+from sm_diffusion.files import digest_bytes
 from sm_diffusion.sampling import MEASURES, ConfidenceOrder, Sampler, Threshold, TokenSampling
 from sm_diffusion.types import UserError
 
@@ -29,7 +29,7 @@ class Job(NamedTuple):
     def seed(self, seed: int) -> int:
         """Of this job alone, whatever is asked before or beside it."""
         numbers = np.array([seed, self.repeat, *self.prompt], dtype="<i8").tobytes()
-        return int.from_bytes(hashlib.sha256(numbers).digest()[:8], "little")
+        return int.from_bytes(digest_bytes(numbers)[:8], "little")
 
 
 def generate(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.files import read_json, write_json
+from sm_diffusion.files import parse_json, read_json, write_json
 from sm_diffusion.reproduction.collected import Row
 from sm_diffusion.reproduction.report.trajectory_page import read_recording
 
@@ -81,7 +80,7 @@ def _first(folder: Path, count: int) -> list[tuple[int, str]]:
     found: dict[int, str] = {}
     for path in sorted(folder.glob("part-*.jsonl")):
         for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
-            sample = json.loads(line)
+            sample = parse_json(line, path)
             found[int(sample["index"])] = str(sample["text"])
     return sorted(found.items())[:count]
 
