@@ -1,8 +1,8 @@
-"""`smd plan`: what a configuration will cost, from arithmetic alone, before anything runs."""
+"""What a configuration will cost, from arithmetic alone, before anything runs."""
 
 from __future__ import annotations
 
-import argparse
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,14 +28,7 @@ if TYPE_CHECKING:
     from sm_diffusion.config import schema
     from sm_diffusion.denoisers.dit.model import DiTShape
 
-HELP = "parameters, FLOPs, memory and days of a configuration, before running it"
-EXAMPLES = """
-smd plan model=dit_169m trainer=owt_continuation data.length=1024 data.global_batch_sequences=512 --vocab 50258
-smd plan model=dit_1b strategy=fsdp model.activation_checkpointing=true data.micro_batch_sequences=8 --devices 8
-smd plan model=dit_169m data=openwebtext --vocab 50258 --devices 8 --tokens 26e9 --price 2.5
-smd plan experiments=quickstart/sm_updates --accelerator A100 --mfu 0.3
-smd plan model=dream_7b peft=dora_r16 strategy=single objective=sft data=dream_chat_files data.paths=[chat.jsonl]
-"""
+
 
 # ------------------------------------------------------------------------------------------------------- arithmetic
 
@@ -167,65 +160,68 @@ def times_text(flops: float, *, accelerator: str, mfu: float, num_devices: int) 
     return lines
 
 
-def report_lines(plan: Any, config: Any, args: argparse.Namespace, total_bytes: Callable[[int], float]) -> list[str]:
-    """What fits, what is sent, how long it takes and what it costs. plan: a Plan, or that of a pretrained backbone."""
-    num_devices, flops = plan.step.num_devices, plan.total_flops
-    chosen = days(flops, peak_tflops=PEAK_TFLOPS[args.accelerator], mfu=args.mfu, num_devices=num_devices)
-    return [
-        *plan_scale.fit_text(total_bytes, accelerator=args.accelerator, memory_gb=args.memory),
-        *plan_scale.traffic_text(plan.layout, plan.step, chosen=plan_scale.strategy_key(config.strategy)),
-        f"time at {args.mfu:.0%} of the bf16 peak (MFU), {num_devices} device{'s' if num_devices > 1 else ''}",
-        *times_text(flops, accelerator=args.accelerator, mfu=args.mfu, num_devices=num_devices),
-        *plan_scale.cost_text(chosen, num_devices=num_devices, price=args.price),
-    ]
+# ------------------------------------------------------------------------------------------------------ of any network
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
-    parser.add_argument("--vocab", type=int, help="vocabulary size, mask included, instead of the tokenizer's")
-    parser.add_argument("--accelerator", choices=sorted(PEAK_TFLOPS), default="H100", help="default: H100")
-    parser.add_argument("--memory", type=float, metavar="GB", help="of a device, instead of the accelerator's")
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that is reached, default 0.4")
-    parser.add_argument("--devices", type=int, help="data-parallel devices; default: the configuration's")
-    parser.add_argument("--tokens", type=float, help="train for so many tokens, for example 26e9")
-    parser.add_argument("--price", type=float, help="of a device and hour, in your currency")
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """On what the network is to run.
+
+    accelerator: a key of PEAK_TFLOPS. mfu: share of its peak that is reached, in (0, 1]. memory_gb: of a device,
+    instead of the accelerator's. price: of a device and hour.
+    """
+
+    accelerator: str = "H100"
+    mfu: float = 0.4
+    memory_gb: float | None = None
+    price: float | None = None
 
 
-def check_arguments(args: argparse.Namespace) -> None:
-    if not 0 < args.mfu <= 1:
-        raise UserError(f"--mfu {args.mfu}: give a share in (0, 1], for example 0.4")
-    if args.vocab is not None and args.vocab < 2:
-        raise UserError(f"--vocab {args.vocab}: give at least 2, the mask included")
-    for name, example in (("devices", "1"), ("tokens", "26e9"), ("price", "2.5"), ("memory", "80")):
-        value = getattr(args, name)
-        if value is not None and not (math.isfinite(value) and value > 0 and (name != "devices" or value >= 1)):
-            raise UserError(f"--{name} {value:g}: give at least 1" if name == "devices" else
-                            f"--{name} {value:g}: give a positive number, for example {example}")
+def with_tokens(config: Any, tokens: float) -> Any:
+    """The training configuration (schema.TrainConfig) with as many steps as make up so many tokens."""
+    trainer = copy.copy(config.trainer)
+    trainer.max_steps = math.ceil(tokens / (config.data.global_batch_sequences * config.data.length))
+    trainer.max_flops = None
+    changed = copy.copy(config)
+    changed.trainer = trainer
+    return changed
 
 
-def run(args: argparse.Namespace) -> int:
-    from sm_diffusion.app.compose import compose_and_validate
+def full_text(config: Any, terms: Terms, *, vocab: int | None = None, num_devices: int | None = None) -> str:
+    """The plan, what fits, what is sent, how long it takes and what it costs.
+
+    config: schema.TrainConfig. vocab: V, the mask included; None: the tokenizer's. num_devices: None for the
+    configuration's.
+    """
     from sm_diffusion.config import schema
-    from sm_diffusion.planning import pretrained as plan_hf
+    from sm_diffusion.planning import pretrained
 
-    check_arguments(args)
-    config = compose_and_validate("train", args.overrides)
-    if args.tokens is not None:
-        tokens_per_step = config.data.global_batch_sequences * config.data.length
-        config.trainer.max_steps, config.trainer.max_flops = math.ceil(args.tokens / tokens_per_step), None
-    num_devices = config.trainer.devices * config.trainer.num_nodes if args.devices is None else args.devices
-    on_gpu = config.trainer.accelerator != "cpu"
+    trainer = config.trainer
+    count = trainer.devices * trainer.num_nodes if num_devices is None else num_devices
+    on_gpu = trainer.accelerator != "cpu"
     maker: Any = make_plan
     text: Any = plan_text
     if isinstance(config.model, schema.HFConfig):
-        maker, text = plan_hf.make_plan, plan_hf.plan_text
+        maker, text = pretrained.make_plan, pretrained.plan_text
 
     def planned(changed: Any) -> Any:
-        return maker(changed, vocab=args.vocab, on_gpu=on_gpu, num_devices=num_devices)
+        return maker(changed, vocab=vocab, on_gpu=on_gpu, num_devices=count)
 
     def total_bytes(sequences: int) -> float:
         return float(planned(plan_scale.with_micro_batch(config, sequences)).total_bytes)
 
     plan = planned(config)
-    print(text(plan, report=report_lines(plan, config, args, total_bytes)))
-    return 0
+    return str(text(plan, report=report_lines(plan, config, terms, total_bytes)))
+
+
+def report_lines(plan: Any, config: Any, terms: Terms, total_bytes: Callable[[int], float]) -> list[str]:
+    """plan: a Plan, or that of a pretrained backbone. total_bytes: of a micro-batch of so many sequences."""
+    num_devices, flops = plan.step.num_devices, plan.total_flops
+    chosen = days(flops, peak_tflops=PEAK_TFLOPS[terms.accelerator], mfu=terms.mfu, num_devices=num_devices)
+    return [
+        *plan_scale.fit_text(total_bytes, accelerator=terms.accelerator, memory_gb=terms.memory_gb),
+        *plan_scale.traffic_text(plan.layout, plan.step, chosen=plan_scale.strategy_key(config.strategy)),
+        f"time at {terms.mfu:.0%} of the bf16 peak (MFU), {num_devices} device{'s' if num_devices > 1 else ''}",
+        *times_text(flops, accelerator=terms.accelerator, mfu=terms.mfu, num_devices=num_devices),
+        *plan_scale.cost_text(chosen, num_devices=num_devices, price=terms.price),
+    ]

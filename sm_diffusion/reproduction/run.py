@@ -1,35 +1,22 @@
-"""`smd run`: run what an experiment is missing, in the order its rows depend on one another. A second call does
+"""Run what an experiment is missing, in the order its rows depend on one another. A second call does
 nothing; an interrupted one is continued from the last checkpoint."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sm_diffusion.reproduction.experiment import RUNS, Experiment, load_experiment
-from sm_diffusion.reproduction.report.table import report
-from sm_diffusion.reproduction.rows import RowRun, plan_runs
+from sm_diffusion.reproduction.experiment import Experiment
+from sm_diffusion.reproduction.rows import RowRun
 from sm_diffusion.reproduction.state import STALE_MARK, State
 from sm_diffusion.reproduction.workers import Processes, Terminal, Workers, call, log_of, sigterm_as_exit
 from sm_diffusion.types import UserError
-
-HELP = "train and evaluate the rows of an experiment that are missing, then print its table"
-EXAMPLES = """
-smd run quickstart
-smd run quickstart --dry-run
-smd run quickstart --only pretrain
-smd run quickstart --seeds 1,2,3 --jobs 2
-smd run quickstart --runs /tmp/smoke trainer.max_steps=20
-smd run owt_continuation --launcher slurm strategy=ddp trainer.devices=8
-"""
-
 
 # -------------------------------------------------------------------------------------------------------------- run
 
@@ -146,33 +133,6 @@ def written_files(chosen: Sequence[RowRun]) -> list[Path]:
     return [path for item in chosen for pattern in patterns for path in sorted(item.folder.glob(pattern))]
 
 
-# ----------------------------------------------------------------------------------------------------- command line
-
-
-def seeds_of(text: str) -> list[int]:
-    """1,2,3 -> [1, 2, 3]."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text}: give numbers separated by commas, for example 1,2,3") from None
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("experiment", help="a folder of experiments/")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="for every row that train.py, or else eval.py, makes"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
-    parser.add_argument("--only", action="append", default=[], metavar="ROW", help="this row; may be repeated")
-    parser.add_argument(
-        "--seeds", type=seeds_of, default=[], metavar="1,2,3", help="default: the experiment's, or each row's own"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace runs made with other settings")
-    parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"where runs lie, default {RUNS}/")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once, each with a log; default 1, launcher: all")
-    parser.add_argument("--launcher", metavar="NAME", help="Hydra launcher of each run, such as slurm")
-
-
 def workers_of(jobs: int | None, launcher: str | None, num_runs: int) -> Workers:
     """UserError for fewer than one job, or an unknown launcher."""
     if jobs is not None and jobs < 1:
@@ -187,7 +147,8 @@ def workers_of(jobs: int | None, launcher: str | None, num_runs: int) -> Workers
     return Processes(slots, threads=max(1, (os.cpu_count() or 1) // slots))
 
 
-def _dry_run(chosen: Sequence[RowRun], *, overwrite: bool, launcher: str | None) -> None:
+def dry_run(chosen: Sequence[RowRun], *, overwrite: bool, launcher: str | None) -> None:
+    """Print where each run stands and the command that would make it."""
     for item in chosen:
         print(f"{item.folder}: {item.state.value}", *(f"  {line}" for line in item.differences), sep="\n")
         if item.state is State.CHANGED and not overwrite:
@@ -196,18 +157,12 @@ def _dry_run(chosen: Sequence[RowRun], *, overwrite: bool, launcher: str | None)
             print(f"  $ {shlex.join(item.command(launcher))}")
 
 
-def run(args: argparse.Namespace) -> int:
-    experiment = load_experiment(args.experiment)
-    planned = plan_runs(experiment, seeds=args.seeds, extra=args.overrides, runs=args.runs)
-    chosen = selected(planned, args.only, experiment)
-    workers = workers_of(args.jobs, args.launcher, len(chosen))
-    if args.dry_run:
-        _dry_run(chosen, overwrite=args.overwrite, launcher=args.launcher)
-        return 0
-    name = experiment.name
+@contextlib.contextmanager
+def locked(chosen: Sequence[RowRun], runs: Path) -> Iterator[None]:
+    """Holds the folders of the experiments that the runs belong to, so that no other `smd run` works there."""
     with contextlib.ExitStack() as stack:
-        for other in sorted({item.experiment for item in chosen}):
-            folder = args.runs / other
+        for name in sorted({item.experiment for item in chosen}):
+            folder = runs / name
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(FileLock(folder / ".lock", timeout=0))
@@ -216,9 +171,4 @@ def run(args: argparse.Namespace) -> int:
             except OSError as error:
                 raise UserError(f"{folder}: cannot be written ({error.strerror}); set another --runs folder") from None
         stack.enter_context(sigterm_as_exit())
-        execute(
-            chosen, planned, name=name, overwrite=args.overwrite, workers=workers, launcher=args.launcher
-        )
-    print(f"\n{report(experiment, runs=args.runs)}\n\nfiles:")
-    print("\n".join(f"  {path}" for path in written_files(chosen)))
-    return 0
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,8 @@ from sm_diffusion.reproduction import shipped
 from sm_diffusion.types import UserError
 from tests.helpers import links
 from tests.unit.test_tools_experiment import make_experiment
+
+MOST_MODULES = 30  # of this package, imported for help
 
 # -------------------------------------------------------------------------------------------------------------- smd
 
@@ -38,6 +41,24 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
             cli.main(arguments)
         assert stop.value.code == 0
         assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([name, "--help"] for name in sorted(cli.available()) if name != "bench")], ids=" ".join
+)
+def test_help_imports_little(arguments: list[str]) -> None:
+    """Heavy packages are imported by the work, not by the help; so are most of our own modules."""
+    code = (
+        "import sys\nfrom sm_diffusion.cli.main import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    modules = set(done.stderr.split())
+    heavy = {"torch", "numpy", "datasets", "transformers", "lightning", "hydra", "omegaconf", "matplotlib", "optuna"}
+    assert heavy & modules == set()
+    ours = [name for name in modules if name.partition(".")[0] == "sm_diffusion"]
+    assert len(ours) <= MOST_MODULES, sorted(ours)
 
 
 def test_unknown_or_no_command(capsys: pytest.CaptureFixture[str]) -> None:

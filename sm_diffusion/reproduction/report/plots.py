@@ -1,9 +1,7 @@
-"""`smd plot`: what the results and logs of a run or an experiment allow to draw, as files for print."""
+"""What the results and logs of a run or an experiment allow to draw, as files for print."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,6 @@ from sm_diffusion.reproduction.collect import WANDB_PREFIX, check_source, collec
 from sm_diffusion.reproduction.collected import Collected
 from sm_diffusion.reproduction.experiment import RUNS, Experiment, list_experiments, load_experiment
 from sm_diffusion.reproduction.report.figures import (
-    FORMATS,
     OMEGAS,
     TRAIN,
     VALIDATION,
@@ -26,13 +23,6 @@ from sm_diffusion.reproduction.report.points import accuracy_metrics, accuracy_o
 from sm_diffusion.reproduction.run_logs import read_metrics, run_omegas, run_vocabulary
 from sm_diffusion.types import UserError
 
-HELP = "draw loss curves, omegas, lambda(entropy), accuracy against NFE, frontier and throughput"
-EXAMPLES = """
-smd plot quickstart
-smd plot quickstart --only loss --only lambda --format pdf --out figures
-smd plot runs/quickstart/sm_updates
-smd plot owt_generation --from wandb:my-team/sm_diffusion
-"""
 PERPLEXITY = "generative perplexity (lower: more likely)"
 TITLES = {
     "compute/tokens_per_second": "tokens a second, training",
@@ -192,37 +182,25 @@ def save_run_plots(run_dir: Path, formats: Sequence[str] = ("png",)) -> list[Pat
     return files
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from sm_diffusion.reproduction.report.table import add_source_argument
-
-    parser.add_argument("target", help="a run folder, or the name of an experiment")
-    parser.add_argument("--only", action="append", default=[], choices=KINDS, help="this figure; may be repeated")
-    parser.add_argument("--format", action="append", choices=FORMATS, help="default png; may be repeated")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: plots/ in the experiment's folder of runs")
-    add_source_argument(parser)
+# ------------------------------------------------------------------------------------------------------ of either kind
 
 
-def run(args: argparse.Namespace) -> int:
-    folder, formats = Path(args.target), args.format or ["png"]
-    reasons: dict[str, str] = {}
-    if args.target in list_experiments():
-        source = source_of(load_experiment(args.target), check_source(args.source))
-        out = args.out or _default_folder(args.source, args.target)
-        files, reasons = draw_all(source, out, args.only, formats)
-    elif (folder / "config.yaml").is_file() or (folder / "results.json").is_file():
-        files = save_run_plots(folder, formats)
-    else:
+def draw_target(
+    target: str, where: str, *, only: Sequence[str], formats: Sequence[str], out: Path | None
+) -> tuple[list[Path], dict[str, str]]:
+    """Figures of a run folder, or of an experiment whose runs are in `where`; as `draw_all`.
+
+    Args:
+        out: Folder of an experiment's figures; None: `plots` beside its runs.
+
+    Raises:
+        UserError: It is neither of them.
+    """
+    folder = Path(target)
+    if target in list_experiments():
+        beside = (RUNS if where.startswith(WANDB_PREFIX) else Path(where)) / target / "plots"
+        return draw_all(source_of(load_experiment(target), check_source(where)), out or beside, only, formats)
+    if not (folder / "config.yaml").is_file() and not (folder / "results.json").is_file():
         names = ", ".join(list_experiments()) or "none"
-        raise UserError(f"{args.target}: neither a run folder (with config.yaml) nor an experiment ({names})")
-    for name, reason in reasons.items():
-        print(f"not drawn: {name}: {reason}", file=sys.stderr)
-    if not files and args.target in list_experiments():
-        raise UserError(f"{args.target}: nothing to draw in {args.source}; run it first: smd run {args.target}")
-    if not files:
-        raise UserError(f"{args.target}: has logged nothing to draw; train with logger.csv=true")
-    print("\n".join(map(str, files)))
-    return 0
-
-
-def _default_folder(where: str, name: str) -> Path:
-    return (RUNS if where.startswith(WANDB_PREFIX) else Path(where)) / name / "plots"
+        raise UserError(f"{target}: neither a run folder (with config.yaml) nor an experiment ({names})")
+    return save_run_plots(folder, formats), {}

@@ -1,8 +1,7 @@
-"""`smd report`: a reproduction as one HTML page: tables, figures, texts, trajectories, settings, environment."""
+"""A reproduction as one HTML page: tables, figures, texts, trajectories, settings, environment."""
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,24 +9,18 @@ from typing import Any
 
 import yaml
 
-from sm_diffusion.files import write_text
-from sm_diffusion.reproduction.collect import WANDB_PREFIX, check_source
+from sm_diffusion.reproduction.collect import check_source
 from sm_diffusion.reproduction.collected import Row
 from sm_diffusion.reproduction.experiment import RUNS, Experiment, list_experiments, load_experiment
 from sm_diffusion.reproduction.report import texts
 from sm_diffusion.reproduction.report.formats import Grid, html_remarks, html_table
 from sm_diffusion.reproduction.report.page import Section, code, figures, folded, framed, heading, page, paragraph, wide
 from sm_diffusion.reproduction.report.plots import KINDS, Source, draw_all, source_of
-from sm_diffusion.reproduction.report.table import add_source_argument, build_document
+from sm_diffusion.reproduction.report.table import build_document
 from sm_diffusion.reproduction.report.trajectory_page import build_page
 from sm_diffusion.reproduction.state import config_differences
 from sm_diffusion.types import UserError
 
-HELP = "write a reproduction as one HTML page that needs no network"
-EXAMPLES = """
-smd report quickstart
-smd report /data/runs/quickstart --texts 2 -o quickstart.html
-"""
 CAPTIONS = {
     "loss": "Loss against optimizer steps",
     "omegas": "The learned omegas against optimizer steps",
@@ -160,9 +153,6 @@ def _commands(experiment: Experiment, rows: Sequence[Row]) -> str:
     return code("\n".join(lines)) + paragraph("One row by itself:") + code("\n".join(single)) + paragraph(note)
 
 
-# ------------------------------------------------------------------------------------------------------ command line
-
-
 def find_experiment(target: str, where: str) -> tuple[Experiment, str]:
     """(experiment, where its runs are) of a name, or of the folder that holds the runs of its rows."""
     if target in list_experiments():
@@ -172,21 +162,3 @@ def find_experiment(target: str, where: str) -> tuple[Experiment, str]:
         return load_experiment(folder.resolve().name), str(folder.resolve().parent)
     names = ", ".join(list_experiments()) or "none"
     raise UserError(f"{target}: neither an experiment ({names}) nor a folder of runs named after one")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", help="an experiment, or the folder that holds its runs, such as runs/quickstart")
-    parser.add_argument("--texts", type=int, default=0, metavar="N", help="denoise N texts with each row's checkpoint")
-    parser.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: report.html beside the runs")
-    add_source_argument(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    if args.texts < 0:
-        raise UserError(f"--texts {args.texts}: must be >= 0")
-    experiment, where = find_experiment(args.target, args.source)
-    folder = RUNS if where.startswith(WANDB_PREFIX) else Path(where)
-    out = args.out or folder / experiment.name / "report.html"
-    write_text(out, build_report(experiment, where, num_texts=args.texts))
-    print(out)
-    return 0

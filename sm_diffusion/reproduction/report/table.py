@@ -1,8 +1,7 @@
-"""`smd table`: the runs of an experiment as one table, beside expected values. A cell that was not run says so."""
+"""The runs of an experiment as one table, beside expected values. A cell that was not run says so."""
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,20 +10,13 @@ from typing import Any
 
 from sm_diffusion.app.text import csv_table, number
 from sm_diffusion.evaluation.spread import spread
-from sm_diffusion.reproduction.collect import check_source, collect, is_higher_better, warnings
+from sm_diffusion.reproduction.collect import collect, is_higher_better, warnings
 from sm_diffusion.reproduction.collected import Collected, Row
 from sm_diffusion.reproduction.expected import Expectation, Expected, read_expected
-from sm_diffusion.reproduction.experiment import RUNS, Experiment, load_experiment
+from sm_diffusion.reproduction.experiment import RUNS, Experiment
 from sm_diffusion.reproduction.report.formats import RENDERERS, Document, Grid, Lines
 from sm_diffusion.reproduction.stats import bootstrap_interval, difference
 
-HELP = "print the results of an experiment beside expected values"
-EXAMPLES = """
-smd table quickstart
-smd table quickstart --seeds
-smd table quickstart --from /data/runs --format latex > quickstart.tex
-smd table quickstart --from wandb:my-team/sm_diffusion --format html > quickstart.html
-"""
 FORMATS = (*RENDERERS, "csv")
 NOT_RUN = "not run"
 ABSENT = "-"
@@ -271,22 +263,3 @@ def report(experiment: Experiment, *, runs: str | Path = RUNS, style: str = "tex
     if style == "csv":
         return csv_table(tidy_lines(experiment, collected, by_seed=by_seed))
     return RENDERERS[style](build_document(experiment, collected, by_seed=by_seed))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("experiment", help="a folder of experiments/")
-    parser.add_argument("--format", choices=FORMATS, default="text", help="default: text")
-    parser.add_argument("--seeds", action="store_true", help="one line a run instead of mean ± standard deviation")
-    add_source_argument(parser)
-
-
-def add_source_argument(parser: Any) -> None:
-    """--from, and --runs as `smd run` calls it."""
-    help_text = f"the folder of all runs, default {RUNS}/, or wandb:ENTITY/PROJECT"
-    parser.add_argument("--from", "--runs", dest="source", default=str(RUNS), metavar="WHERE", help=help_text)
-
-
-def run(args: argparse.Namespace) -> int:
-    experiment = load_experiment(args.experiment)
-    print(report(experiment, runs=check_source(args.source), style=args.format, by_seed=args.seeds).rstrip("\n"))
-    return 0

@@ -1,9 +1,8 @@
-"""`smd search`: an Optuna study over a Hydra search space. Every trial is a run of train.py in a process of its own; a
+"""An Optuna study over a Hydra search space. Every trial is a run of train.py in a process of its own; a
 hopeless one is stopped at a validation; a search that was stopped or killed goes on where it was."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import math
@@ -13,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,6 @@ from filelock import FileLock, Timeout
 from sm_diffusion.evaluation.results import read_results
 from sm_diffusion.paths import ROOT
 from sm_diffusion.reproduction.collect import is_higher_better
-from sm_diffusion.reproduction.experiment import RUNS
 from sm_diffusion.reproduction.programs import quoted
 from sm_diffusion.reproduction.run_logs import read_metrics
 from sm_diffusion.reproduction.search.records import (
@@ -36,7 +35,7 @@ from sm_diffusion.reproduction.search.records import (
     summary,
     write_records,
 )
-from sm_diffusion.reproduction.search.sweep import METRICS, check, refuse_own_keys
+from sm_diffusion.reproduction.search.sweep import check, refuse_own_keys
 from sm_diffusion.reproduction.workers import Processes, sigterm_as_exit
 from sm_diffusion.types import UserError
 
@@ -46,19 +45,29 @@ if TYPE_CHECKING:
 
     from sm_diffusion.config.search_space import Parameter, Search
 
-HELP = "search settings with Optuna: trials in processes, hopeless ones stopped early, resumable"
-EXAMPLES = """
-smd search lr data=python_code 'optim.lr=tag(log,interval(1e-4,1e-2))' trainer.val_every_steps=200 --trials 20
-smd search omegas experiments=quickstart/sm_updates 'soft_mask.top_k=1,3,5' 'variant.p_sm=interval(.5,1)' --pruner none
-smd search omega_s data=python_code 'soft_mask.omega_s=interval(.05,.9)' trainer.val_every_steps=200 --jobs 2
-"""
 PRUNERS = ("median", "hyperband", "none")
 POLL_SECONDS = 1.0
 FAILURES_IN_A_ROW = 3  # after which the search gives up
 PREEMPTED = 75  # status of a run that was asked to stop (training/preemption.py, which imports torch)
 
 
-def make_study(args: argparse.Namespace, *, earlier: int, min_steps: int, max_steps: int) -> Study:
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """What a study is asked for.
+
+    metric: of a validation. pruner: of PRUNERS. startup: trials drawn at random first. seed: of the proposals.
+    trials: those of earlier calls included. jobs: trials at once.
+    """
+
+    metric: str
+    pruner: str
+    startup: int
+    seed: int
+    trials: int
+    jobs: int
+
+
+def make_study(name: str, settings: StudySettings, *, earlier: int, min_steps: int, max_steps: int) -> Study:
     """An empty study. earlier: trials made by earlier calls."""
     try:
         import optuna
@@ -66,16 +75,16 @@ def make_study(args: argparse.Namespace, *, earlier: int, min_steps: int, max_st
         raise UserError("smd search: optuna is not installed; pip install 'sm-diffusion[sweeps]'") from None
     optuna.logging.set_verbosity(logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # enqueue_trial, of old versions
-    if args.pruner == "median":
-        pruner: optuna.pruners.BasePruner = optuna.pruners.MedianPruner(n_startup_trials=args.startup)
-    elif args.pruner == "hyperband":
+    if settings.pruner == "median":
+        pruner: optuna.pruners.BasePruner = optuna.pruners.MedianPruner(n_startup_trials=settings.startup)
+    elif settings.pruner == "hyperband":
         pruner = optuna.pruners.HyperbandPruner(min_resource=min_steps, max_resource=max_steps)
     else:
         pruner = optuna.pruners.NopPruner()
     # With the seed it had, a sampler that starts again would propose its first points again.
-    sampler = optuna.samplers.TPESampler(seed=args.seed + earlier, n_startup_trials=args.startup)
-    direction = "maximize" if is_higher_better(args.metric) else "minimize"
-    return optuna.create_study(study_name=args.name, direction=direction, sampler=sampler, pruner=pruner)
+    sampler = optuna.samplers.TPESampler(seed=settings.seed + earlier, n_startup_trials=settings.startup)
+    direction = "maximize" if is_higher_better(settings.metric) else "minimize"
+    return optuna.create_study(study_name=name, direction=direction, sampler=sampler, pruner=pruner)
 
 
 def suggest(trial: Trial, parameter: Parameter) -> str:
@@ -208,61 +217,39 @@ class Searcher:
         write_records(self.folder, self.search, self.metric, self.records)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="of the search; its folder is RUNS/NAME")
-    parser.add_argument(
-        "overrides", nargs="+", metavar="KEY=VALUE", help="as for train.py; searched ones as Hydra's sweeps"
-    )
-    parser.add_argument("--trials", type=int, default=20, metavar="N", help="with those of earlier calls; default 20")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at once, default 1")
-    parser.add_argument("--metric", default="val/ppl", metavar="NAME", help="of a validation, default val/ppl")
-    parser.add_argument("--pruner", choices=PRUNERS, default="median", help="what stops a trial, default median")
-    parser.add_argument("--startup", type=int, default=5, metavar="N", help="trials drawn at random first; default 5")
-    parser.add_argument("--seed", type=int, default=1, help="of the search (training has its own: seed=1), default 1")
-    parser.add_argument("--runs", type=Path, default=RUNS, metavar="DIR", help=f"default {RUNS}/")
+def run_search(folder: Path, overrides: Sequence[str], settings: StudySettings) -> None:
+    """Run or continue the search of `folder`, each trial a run below it, and print the best.
 
-
-def check_arguments(args: argparse.Namespace) -> None:
-    for name in ("trials", "jobs", "startup"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must be >= 1")
-    known = [metric for metric in METRICS if metric.startswith("val/")]
-    if args.metric not in known:
-        raise UserError(f"--metric {args.metric}: not of a validation; choose from {', '.join(known)}")
-    if "=" in args.name or not args.name.replace("_", "").replace("-", "").isalnum():
-        raise UserError(f"{args.name}: not a name; the first word names the search, in letters, digits, - and _")
-
-
-def run(args: argparse.Namespace) -> int:
+    overrides: as for train.py; the searched ones as Hydra's sweeps.
+    Raises UserError for a search that cannot be, one that another process works at, and as `Searcher.run`.
+    """
     from sm_diffusion.config.search_space import parse_search
 
-    check_arguments(args)
-    refuse_own_keys(args.overrides)
-    search = parse_search(args.overrides)
+    refuse_own_keys(overrides)
+    search = parse_search(overrides)
     if not search.parameters:
         raise UserError("nothing to search: give at least one key=choice(...), key=range(...) or key=interval(...)")
     trainer = check(search)["trainer"]
     every, steps = trainer["val_every_steps"], trainer["max_steps"]
-    if args.pruner != "none" and not 0 < every < steps:
+    if settings.pruner != "none" and not 0 < every < steps:
         raise UserError(
             f"trainer.val_every_steps={every}: no validation before the last of {steps} steps by which to stop a "
             f"trial; set trainer.val_every_steps={max(1, steps // 5)}, or give --pruner none"
         )
-    folder = args.runs / args.name
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(FileLock(folder / ".lock", timeout=0))
         except Timeout:
             raise UserError(f"{folder}: another smd search is at work there; wait for its end") from None
-        earlier = read_records(folder, search, args.metric)
-        study = make_study(args, earlier=len(earlier), min_steps=every or steps, max_steps=steps)
+        earlier = read_records(folder, search, settings.metric)
+        lengths = {"min_steps": every or steps, "max_steps": steps}
+        study = make_study(folder.name, settings, earlier=len(earlier), **lengths)
         stack.enter_context(sigterm_as_exit())
-        workers = Processes(args.jobs, threads=max(1, (os.cpu_count() or 1) // args.jobs))
-        searcher = Searcher(study, search, folder=folder, metric=args.metric, workers=workers)
-        searcher.run(args.trials, earlier)
-    print(f"\n{summary(searcher.records, args.metric)}\n{folder / RECORDS}")
-    if best := [record for record in ranked(searcher.records, args.metric)[:1] if record.state == FINISHED]:
+        workers = Processes(settings.jobs, threads=max(1, (os.cpu_count() or 1) // settings.jobs))
+        searcher = Searcher(study, search, folder=folder, metric=settings.metric, workers=workers)
+        searcher.run(settings.trials, earlier)
+    print(f"\n{summary(searcher.records, settings.metric)}\n{folder / RECORDS}")
+    if best := [record for record in ranked(searcher.records, settings.metric)[:1] if record.state == FINISHED]:
         chosen = [f"{key}={value}" for key, value in best[0].params.items()]
         print("the best again:  python train.py " + shlex.join([*search.fixed, *chosen, "name=NAME"]))
-    return 0

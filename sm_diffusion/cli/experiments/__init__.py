@@ -1,0 +1,1 @@
+"""The commands that make and show experiments: run, table, plot, report, sweep, search."""
