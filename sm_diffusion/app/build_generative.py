@@ -10,22 +10,21 @@ from typing import Any
 import lightning as L
 from lightning.fabric import Fabric
 
-from sm_diffusion.app.build import EVALUATION_SEED, build_schedule
+from sm_diffusion.app.build import EVALUATION_SEED
 from sm_diffusion.app.build_data import build_source
-from sm_diffusion.app.build_sampler import build_sampler, with_overrides
+from sm_diffusion.app.build_sampler import with_overrides
 from sm_diffusion.app.console import is_first_rank, say
+from sm_diffusion.app.model import Model
 from sm_diffusion.app.trainer import accelerator_of, precision_of
 from sm_diffusion.config import schema
 from sm_diffusion.config.store import CONF, compose_config
 from sm_diffusion.data.corpora.base import Document, TextFiles
 from sm_diffusion.data.datamodule import TokenDataModule
-from sm_diffusion.denoisers.checkpoints.weights import Weights
 from sm_diffusion.evaluation.generation.evaluator import GenerativeEvaluator, SampleSet, SamplingPlan, Scorers
 from sm_diffusion.evaluation.generation.mauve import FEWEST, MauveScorer, require_mauve, too_few
 from sm_diffusion.evaluation.generation.reader import CausalJudge, load_judge
 from sm_diffusion.evaluation.generation.samples import GenerationCache, cache_folder
 from sm_diffusion.evaluation.zero_shot import PackedText, ZeroShotEvaluator, pack
-from sm_diffusion.files import sha256_of
 from sm_diffusion.training.callbacks.training_log import ValidationMetrics
 from sm_diffusion.training.module import DiffusionModule
 from sm_diffusion.types import UserError
@@ -33,11 +32,10 @@ from sm_diffusion.types import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """A loaded checkpoint, ready to be evaluated."""
+    """An opened model, ready to be evaluated."""
 
     config: schema.EvalConfig
-    run: schema.TrainConfig
-    weights: Weights
+    model: Model
     module: DiffusionModule
     datamodule: TokenDataModule
 
@@ -47,10 +45,10 @@ class Evaluated:
 
 def build_generative(evaluated: Evaluated, settings: schema.GenerativeConfig) -> GenerativeEvaluator:
     """Judge and MAUVE's model are loaded first: what is missing shows before any sample is made."""
-    config, run, datamodule = evaluated.config, evaluated.run, evaluated.datamodule
-    length = settings.length or run.data.length
-    if length > run.data.length:
-        raise UserError(f"evaluator.length={length}: the model takes {run.data.length} tokens; set it to at most that")
+    config, model, datamodule = evaluated.config, evaluated.model, evaluated.datamodule
+    length = settings.length or model.length
+    if length > model.length:
+        raise UserError(f"evaluator.length={length}: the model takes {model.length} tokens; set it to at most that")
     accelerator = accelerator_of(config.accelerator)
     scorers = build_scorers(evaluated, settings, "cuda" if accelerator == "cuda" else "cpu")
     fabric = Fabric(
@@ -82,13 +80,12 @@ def build_generative(evaluated: Evaluated, settings: schema.GenerativeConfig) ->
 
 def sample_sets(evaluated: Evaluated, settings: schema.GenerativeConfig, length: int) -> Iterator[SampleSet]:
     """One for each temperature, each with its cache."""
-    config, run = evaluated.config, evaluated.run
-    checkpoint = sha256_of(evaluated.weights.path)
+    config, model = evaluated.config, evaluated.model
     for temperature in settings.temperatures or [config.sampler.temperature]:
         sampler = with_overrides(config.sampler, steps=None, temperature=temperature, top_p=None)
         key: dict[str, Any] = {
-            "checkpoint_sha256": checkpoint,
-            "weights": config.weights,
+            "checkpoint_sha256": model.sha256,
+            "weights": model.weights,
             "sampler": asdict(sampler),
             "length": length,
             "seed": config.seed,
@@ -96,18 +93,11 @@ def sample_sets(evaluated: Evaluated, settings: schema.GenerativeConfig, length:
         if sampler.reuse_unchanged_batch:  # then a text depends on its batch
             key["batch_sequences"] = config.batch_sequences
         if settings.samples_dir is None:
-            folder = cache_folder(Path(run.data.cache_dir).expanduser() / "generations", key)
+            folder = cache_folder(Path(model.run.data.cache_dir).expanduser() / "generations", key)
         else:
             folder = Path(settings.samples_dir).expanduser()
             folder = folder / f"T{temperature:g}" if len(settings.temperatures) > 1 else folder
-        model = run.model
-        loop = build_sampler(
-            sampler,
-            evaluated.module.predictor,
-            schedule=build_schedule(run.schedule),
-            time_conditioning=isinstance(model, schema.DiTConfig) and model.time_conditioning,
-        )
-        yield SampleSet(temperature, loop, GenerationCache(folder, key))
+        yield SampleSet(temperature, model.sampler(sampler), GenerationCache(folder, key))
 
 
 def build_scorers(evaluated: Evaluated, settings: schema.GenerativeConfig, device: str) -> Scorers:
@@ -133,7 +123,7 @@ def build_scorers(evaluated: Evaluated, settings: schema.GenerativeConfig, devic
         references=references,
         seeds=settings.mauve_seeds,
         scaling=settings.mauve_scaling,
-        cache_dir=Path(evaluated.run.data.cache_dir).expanduser(),
+        cache_dir=Path(evaluated.model.run.data.cache_dir).expanduser(),
     )
 
     def mauve() -> MauveScorer:
@@ -182,7 +172,7 @@ def _protocol(evaluated: Evaluated, settings: schema.GenerativeConfig, length: i
 
 
 def build_zero_shot(evaluated: Evaluated, settings: schema.ZeroShotConfig) -> ZeroShotEvaluator:
-    tokenizer, length = evaluated.datamodule.tokenizer, evaluated.run.data.length
+    tokenizer, length = evaluated.model.tokenizer, evaluated.model.length
     sources = {}
     for name in settings.sources:
         documents, add_eos = source_documents(name)

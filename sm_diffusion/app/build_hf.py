@@ -22,9 +22,10 @@ from sm_diffusion.config.schema_peft import (
     PythonChatConfig,
 )
 from sm_diffusion.data.chat.datamodule import ChatDataModule, ChatRowSettings
+from sm_diffusion.data.chat.format import ChatFormat, ChatTemplate, RoleLines
 from sm_diffusion.data.chat.python_chat import PythonChat
 from sm_diffusion.data.chat.rows import longest_row
-from sm_diffusion.data.chat.tokenizers import ChatFiles, ChatSource, ChatTokenizer, PlainChat, TemplateChat
+from sm_diffusion.data.chat.sources import ChatFiles, ChatSource
 from sm_diffusion.data.loader import LoaderSettings
 from sm_diffusion.data.tokenizers.build import TokenizerSpec, build_tokenizer
 from sm_diffusion.denoisers.adapters import peft
@@ -177,17 +178,14 @@ def build_chat_source(data: ChatConfig) -> ChatSource:
             raise UserError(f"data={data.name}: {type(data).__name__} has no source; choose chat_files or python_chat")
 
 
-def build_chat_tokenizer(data: ChatConfig, source: ChatSource) -> ChatTokenizer:
+def build_chat_tokenizer(data: ChatConfig, source: ChatSource) -> ChatFormat:
     """A hub tokenizer with its chat template, or one of our own with plain "role: content" lines."""
     tokenizer = data.tokenizer
     if tokenizer.kind != "hub":
         spec = TokenizerSpec(kind=tokenizer.kind, vocab_size=tokenizer.vocab_size)
-        return PlainChat(build_tokenizer(spec, source=source, cache_dir=Path(data.cache_dir).expanduser()))
+        return RoleLines(build_tokenizer(spec, source=source, cache_dir=Path(data.cache_dir).expanduser()))
     loaded = load_hub_tokenizer(tokenizer.path)
-    mask_id = None
-    if loaded.mask_token_id is None and tokenizer.mask == "auto":
-        mask_id = len(loaded)  # the first row that no token has; model.add_mask fills it
-    return TemplateChat(loaded, name=tokenizer.path, mask_id=mask_id, forbidden=data.forbidden_tokens)
+    return ChatTemplate(loaded, name=tokenizer.path, mask=tokenizer.mask, forbidden=data.forbidden_tokens)
 
 
 def load_hub_tokenizer(name: str) -> Any:

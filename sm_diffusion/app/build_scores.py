@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 
-from sm_diffusion.app.build_sampler import build_sampler, with_total_steps
+from sm_diffusion.app.build_sampler import with_total_steps
 from sm_diffusion.app.console import is_first_rank, say
-from sm_diffusion.app.load import named_sampler
-from sm_diffusion.app.load_answering import AnsweringModel, load_answering
+from sm_diffusion.app.model import Model, named_sampler
+from sm_diffusion.app.open_model import Given, open_model
 from sm_diffusion.app.trainer import accelerator_of, precision_of
 from sm_diffusion.app.validate_scores import fraction_of
 from sm_diffusion.config import schema
@@ -51,14 +51,14 @@ PROTOCOLS = {
 }
 
 
-def evaluate_scores(config: schema.EvalConfig, settings: ScoresConfig) -> tuple[EvalResult, AnsweringModel]:
+def evaluate_scores(config: schema.EvalConfig, settings: ScoresConfig) -> tuple[EvalResult, Model]:
     """Everything cheap and everything that can be refused comes before the first answer is made."""
     model_free = _task(settings, settings.style or _style(settings))
     executor = _executor(settings, model_free) if is_first_rank() else None
     compare = [row for path in settings.compare for row in _earlier(path, settings.name)]
-    model = load_answering(config)
-    task = _task(settings, settings.style or (_style(settings) if model.codec.chat else "completion"))
-    if not model.codec.chat and task.style != "completion":
+    model = open_model(config.checkpoint, Given.of(config))
+    task = _task(settings, settings.style or (_style(settings) if model.chat else "completion"))
+    if model.chat is None and task.style != "completion":
         raise UserError(f"evaluator.style={task.style}: the checkpoint has no chat form; set it to completion")
     evaluator = _evaluator(config, settings, model, task, executor, compare)
     context = EvalContext(
@@ -110,7 +110,7 @@ def _executor(settings: ScoresConfig, task: Task) -> Executor | None:
 def _evaluator(
     config: schema.EvalConfig,
     settings: ScoresConfig,
-    model: AnsweringModel,
+    model: Model,
     task: Task,
     executor: Executor | None,
     compare: list[dict[str, Any]],
@@ -129,12 +129,13 @@ def _evaluator(
     model.predictor.to(fabric.device)
     plan = AnswerPlan(
         task=task,
-        codec=model.codec,
+        tokenizer=model.tokenizer,
+        chat=model.chat,
         limit=settings.limit,
         seeds=settings.seeds or [config.seed],
         num_samples=settings.num_samples,
         new_tokens=settings.new_tokens or task.max_new_tokens,
-        max_length=model.max_length,
+        max_length=model.length,
         batch_sequences=config.batch_sequences,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
@@ -153,7 +154,7 @@ def _evaluator(
 
 
 def _settings(
-    config: schema.EvalConfig, settings: ScoresConfig, model: AnsweringModel, plan: AnswerPlan, precision: str
+    config: schema.EvalConfig, settings: ScoresConfig, model: Model, plan: AnswerPlan, precision: str
 ) -> Iterator[Setting]:
     published = asdict(named_sampler(PROTOCOLS[settings.protocol].sampler))
     root = Path(settings.records_dir or Path(config.output_dir) / "records").expanduser()
@@ -169,16 +170,14 @@ def _settings(
             protocol = _protocol(config, settings, plan, sampler, precision) | {
                 "checkpoint": model.source,
                 "checkpoint_sha256": model.sha256,
-                "weights": config.weights if model.step is not None else "as published",
+                "weights": model.weights,
                 "feedback": isinstance(predictor, SoftMaskPredictor),
                 "nfe": label,
                 "steps": steps,
             }
             protocol["deviations"] = deviations(settings, protocol, plan, published)
             folder = root / name / f"nfe_{label.replace('/', '_')}"
-            loop = build_sampler(
-                sampler, predictor, schedule=model.schedule, time_conditioning=model.time_conditioning
-            )
+            loop = model.sampler(sampler, predictor)
             yield Setting(
                 model=name,
                 nfe=label,
@@ -190,7 +189,7 @@ def _settings(
 
 
 def _readings(
-    settings: ScoresConfig, model: AnsweringModel, config: schema.EvalConfig
+    settings: ScoresConfig, model: Model, config: schema.EvalConfig
 ) -> Iterator[tuple[str, Predictor]]:
     label = settings.label or _label(config.checkpoint)
     soft = isinstance(model.predictor, SoftMaskPredictor)
@@ -215,10 +214,11 @@ def _protocol(
     config: schema.EvalConfig, settings: ScoresConfig, plan: AnswerPlan, sampler: SamplerConfig, precision: str
 ) -> dict[str, Any]:
     measure = vars(sampler).get("measure")
+    chat = None if plan.task.style == "completion" else plan.chat
     return {
         **plan.task.protocol(),
         "protocol": settings.protocol,
-        "chat_template_sha256": None if plan.task.style == "completion" else plan.codec.template_sha256(),
+        "chat_template_sha256": None if chat is None else chat.template_sha256(),
         "max_new_tokens": plan.new_tokens,
         "num_problems": len(plan.problems),
         "order": sampler.name if measure is None else f"{sampler.name}, {measure}",

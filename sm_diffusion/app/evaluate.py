@@ -9,22 +9,23 @@ from typing import Any
 
 import lightning as L
 
-from sm_diffusion.app.build import EVALUATION_SEED, build_module, build_predictor
+from sm_diffusion.app.build import EVALUATION_SEED, build_module
 from sm_diffusion.app.build_data import build_datamodule
 from sm_diffusion.app.build_generative import Evaluated, build_generative, build_zero_shot
 from sm_diffusion.app.build_scores import evaluate_scores
 from sm_diffusion.app.console import is_first_rank, quiet_libraries, say
-from sm_diffusion.app.load import load_weights, run_config
+from sm_diffusion.app.model import Model
+from sm_diffusion.app.open_model import Given, open_model
 from sm_diffusion.app.trainer import accelerator_of, precision_of
 from sm_diffusion.app.validate import validate_eval
 from sm_diffusion.config import schema
 from sm_diffusion.config.schema_scores import ScoresConfig
+from sm_diffusion.data.chat.datamodule import ChatDataModule
 from sm_diffusion.data.datamodule import TokenDataModule
-from sm_diffusion.denoisers.checkpoints.weights import read_weights
 from sm_diffusion.evaluation.base import EvalContext, EvalResult, Evaluator
 from sm_diffusion.evaluation.perplexity import PerplexityEvaluator
 from sm_diffusion.evaluation.results import environment
-from sm_diffusion.files import sha256_of, write_json
+from sm_diffusion.files import write_json
 from sm_diffusion.training.callbacks.training_log import ValidationMetrics
 from sm_diffusion.training.module import DiffusionModule
 from sm_diffusion.types import UserError
@@ -36,43 +37,56 @@ def evaluate(config: schema.EvalConfig) -> dict[str, Any]:
     quiet_libraries()
     if isinstance(config.evaluator, ScoresConfig):
         scores, model = evaluate_scores(config, config.evaluator)
-        about = {"checkpoint": model.source, "checkpoint_sha256": model.sha256, "checkpoint_step": model.step}
-        return _write(config, scores, about)
-    weights = read_weights(config.checkpoint, weights=config.weights)
-    run = run_config(config, weights)
+        return _write(config, scores, model)
+    model = open_model(config.checkpoint, Given.of(config))
+    run = model.run
     run.data.eval_batch_sequences = config.batch_sequences
     if isinstance(config.evaluator, schema.PerplexityConfig):
         run.data.max_validation_sequences = config.evaluator.max_sequences or run.data.max_validation_sequences
-    datamodule = build_datamodule(run.data, seed=run.seed, world_size=config.devices)
-    datamodule.prepare()
-    predictor = build_predictor(run, vocab_size=datamodule.vocab_size, mask_id=datamodule.tokenizer.mask_id)
-    load_weights(predictor, weights)
-    module = build_module(run, predictor, validation_sequences=datamodule.meta.splits["validation"].sequences)
+    datamodule = _datamodule(config, model)
+    module = build_module(
+        run, model.predictor, validation_sequences=datamodule.meta.splits["validation"].sequences
+    )
     context = EvalContext(
-        predictor=predictor,
+        predictor=model.predictor,
         measure_nll=_nll_meter(config, module, datamodule),  # type: ignore[arg-type]
         bytes_per_token=datamodule.bytes_per_token("validation"),
         seed=config.seed,
     )
-    evaluated = Evaluated(config=config, run=run, weights=weights, module=module, datamodule=datamodule)  # type: ignore[arg-type]
+    evaluated = Evaluated(config=config, model=model, module=module, datamodule=datamodule)  # type: ignore[arg-type]
     result = build_evaluator(evaluated).evaluate(context)
-    about = {
-        "checkpoint": str(weights.path),
-        "checkpoint_sha256": sha256_of(weights.path),
-        "checkpoint_step": weights.step,
-    }
-    return _write(config, result, about)
+    return _write(config, result, model)
 
 
-def _write(config: schema.EvalConfig, result: EvalResult, about: dict[str, Any]) -> dict[str, Any]:
+def _datamodule(config: schema.EvalConfig, model: Model) -> TokenDataModule | ChatDataModule:
+    """The corpus to evaluate on, encoded by the model's own tokenizer. UserError where it is by another one."""
+    data = model.run.data
+    if type(data) is schema.DataConfig:
+        raise UserError(f"checkpoint={config.checkpoint}: a folder does not say its corpus; give data=...")
+    datamodule = build_datamodule(data, seed=model.run.seed, world_size=config.devices)
+    datamodule.prepare()
+    theirs, own = datamodule.tokenizer, model.tokenizer
+    text = isinstance(datamodule, TokenDataModule)
+    other = datamodule.tokenizer.fingerprint() != own.fingerprint() if text else False
+    if other or (theirs.vocab_size, theirs.mask_id) != (own.vocab_size, own.mask_id):
+        raise UserError(
+            f"data={data.name}: its tokenizer ({data.tokenizer.kind}, {theirs.vocab_size} ids) is not that of "
+            f"{config.checkpoint} ({own.vocab_size} ids): set data.tokenizer to the one it was trained with"
+        )
+    return datamodule
+
+
+def _write(config: schema.EvalConfig, result: EvalResult, model: Model) -> dict[str, Any]:
     """`results.json`; evaluators without a table of their own have their metrics printed."""
     results = {
         "name": config.evaluator.name,
         "metrics": result.metrics,
         "protocol": result.protocol,
         **({"scores": result.scores} if result.scores else {}),
-        **about,
-        "weights": config.weights,
+        "checkpoint": model.source,
+        "checkpoint_sha256": model.sha256,
+        "checkpoint_step": model.step,
+        "weights": model.weights,
         "seed": config.seed,
         "config": asdict(config),
         **environment(),

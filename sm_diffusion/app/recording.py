@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sm_diffusion.app.load import LoadedModel
+    from sm_diffusion.app.model import Model
     from sm_diffusion.config.schema_sampler import SamplerConfig
     from sm_diffusion.sampling import Canvas, SamplerOutput
 
@@ -15,12 +15,12 @@ FORMAT = "smd-trajectory-1"
 
 
 def trajectory_json(
-    model: LoadedModel,
+    model: Model,
     settings: SamplerConfig,
     recorded: list[tuple[Canvas, SamplerOutput]],
     *,
     seed: int,
-    checkpoint: Path,
+    checkpoint: str | Path,
 ) -> dict[str, Any]:
     """What `smd view` reads: rows of all batches, each a list of frames, and the text of every token in them.
 
@@ -53,8 +53,8 @@ def trajectory_json(
     return {
         "format": FORMAT,
         "checkpoint": str(checkpoint),
-        "step": model.weights.step,
-        "variant": model.run.variant.name,
+        "step": model.step,
+        "variant": model.variant,
         "sampler": asdict(settings),
         "seed": seed,
         "omegas": None if soft is None else {k: float(v) for k, v in _omegas(soft).items()},

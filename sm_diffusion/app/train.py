@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from sm_diffusion.app.build import build_module, build_predictor
 from sm_diffusion.app.build_data import build_datamodule
 from sm_diffusion.app.build_hf import write_adapter_folder
-from sm_diffusion.app.build_tokenizer import write_model_card
 from sm_diffusion.app.console import is_first_rank, quiet_libraries, say
+from sm_diffusion.app.model_card import card_of_run, write_card
+from sm_diffusion.app.open_model import CHECKPOINT, copy_weights, locate
 from sm_diffusion.app.publish import publish
 from sm_diffusion.app.trainer import HEARTBEAT, Built, build_trainer
 from sm_diffusion.app.validate import validate_train, validate_vocabulary
@@ -24,13 +25,14 @@ from sm_diffusion.app.validate_hf import check_packages
 from sm_diffusion.config import schema
 from sm_diffusion.data.chat.datamodule import ChatDataModule
 from sm_diffusion.data.datamodule import TokenDataModule
-from sm_diffusion.denoisers.checkpoints.weights import Weights, check_fits, load_into, read_weights
+from sm_diffusion.denoisers.checkpoints.weights import check_fits, read_weights
 from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
 from sm_diffusion.evaluation.results import environment
 from sm_diffusion.files import read_json, sha256_of, write_json, write_text
 from sm_diffusion.training.checkpoints import store as ckpt_store
 from sm_diffusion.training.compiling import compile_blocks
 from sm_diffusion.training.module import DiffusionModule
+from sm_diffusion.types import UserError
 
 
 def train(config: schema.TrainConfig, *, draw: Callable[[Path], object] | None = None) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def train(config: schema.TrainConfig, *, draw: Callable[[Path], object] | None =
         config, vocab_size=datamodule.vocab_size, mask_id=datamodule.tokenizer.mask_id
     )
     if config.init_from is not None:
-        initialise(predictor, read_weights(config.init_from, weights=config.init_weights))
+        initialise(predictor, config.init_from, weights=config.init_weights)
     if config.trainer.compile:
         count = compile_blocks(predictor, backend=config.trainer.compile_backend)
         say(f"{config.name}: {count} blocks are compiled by the first step, which takes its time")
@@ -95,17 +97,24 @@ def _checkpoint_to_continue(config: schema.TrainConfig, module: DiffusionModule)
     return str(path)
 
 
-def initialise(predictor: Predictor, weights: Weights) -> None:
-    """Start from a checkpoint: MDLM -> SM keeps the configured omegas, SM -> SM takes the checkpoint's."""
-    load_into(predictor.denoiser, weights.denoiser, source=weights.path, what="model")
+def initialise(predictor: Predictor, path: str, *, weights: str) -> None:
+    """Start from a checkpoint or run folder: MDLM -> SM keeps the configured omegas, SM -> SM takes those found."""
+    place = locate(path)
+    if place.kind != CHECKPOINT:
+        raise UserError(
+            f"init_from={path}: an {place.kind} is no checkpoint: merge it (smd convert merge) and set model.path to it"
+        )
+    found = read_weights(place.path, weights=weights)
+    omegas = copy_weights(predictor, found, what="model")
     if isinstance(predictor, SoftMaskPredictor):
-        own = predictor.soft_mask.state_dict()
-        loaded = {name: value for name, value in weights.soft_mask.items() if name in own}
-        if loaded:
-            load_into(predictor.soft_mask, loaded, source=weights.path, what="soft mask")
-        say(f"initialised from {weights.path} ({'omegas too' if loaded else 'the omegas start as configured'})")
+        say(f"initialised from {place.path} ({'omegas too' if omegas else 'the omegas start as configured'})")
     else:
-        say(f"initialised from {weights.path}" + (" (its omegas are not used)" if weights.soft_mask else ""))
+        say(f"initialised from {place.path}" + (" (its omegas are not used)" if found.soft_mask else ""))
+
+
+def chat_kind(datamodule: TokenDataModule | ChatDataModule) -> str | None:
+    """How the conversations of a datamodule become ids; None: it holds plain text."""
+    return datamodule.tokenizer.kind if isinstance(datamodule, ChatDataModule) else None
 
 
 def _start_hash(config: schema.TrainConfig, folder: Path) -> str | None:
@@ -168,7 +177,8 @@ def _finish(
         write_json(folder / "results.json", results)
         publish(trainer.loggers, results)
         if adapter is not None:
-            write_model_card(adapter, config.data, datamodule.tokenizer.files())
+            card = card_of_run(config, chat=chat_kind(datamodule))
+            write_card(adapter, card, datamodule.tokenizer.files())
             say(f"{config.name}: adapter and omegas in {adapter}")
         if config.callbacks.plots and draw is not None:
             draw(folder)

@@ -13,7 +13,7 @@ from sm_diffusion.types import UserError
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from sm_diffusion.app.load import LoadedModel
+    from sm_diffusion.app.model import Model
     from sm_diffusion.sampling.trajectory import Frame
 
 HELP = "talk to a model: any checkpoint, adapter or model folder"
@@ -46,13 +46,13 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--nfe {args.nfe:g}: must be > 0")
     if args.steps is not None and args.nfe != 1.0:
         raise UserError(f"--steps {args.steps} --nfe {args.nfe:g}: give one of them")
-    from sm_diffusion.app.load import load  # slow: after the cheap checks
+    from sm_diffusion.app.open_model import load  # slow: after the cheap checks
 
     model = load(args.model, args.weights, args.device)
     talk = Talk(model, args)
     terminal = sys.stdin.isatty()
     if terminal:
-        print(f"{args.model}: {model.run.variant.name}, texts of {model.length} tokens, answers of {talk.length}.")
+        print(f"{args.model}: {model.variant}, texts of {model.length} tokens, answers of {talk.length}.")
         print(COMMANDS + ".")
         if model.chat is None:
             print("It was trained on plain text: a message is a text to go on from, nothing is remembered.")
@@ -113,10 +113,7 @@ def _notice(text: str) -> None:
 class Talk:
     """A conversation: messages so far, and how answers are drawn."""
 
-    def __init__(self, model: LoadedModel, args: argparse.Namespace) -> None:
-        from sm_diffusion.app.load import answer_sampler
-        from sm_diffusion.evaluation.harness.text import stop_ids_of
-
+    def __init__(self, model: Model, args: argparse.Namespace) -> None:
         self.length = min(DEFAULT_LENGTH, max(1, model.length // 2)) if args.length is None else args.length
         if not 0 < self.length < model.length:
             raise UserError(
@@ -128,17 +125,15 @@ class Talk:
         self.model = model
         self.seed = args.seed
         self.show = args.show_denoising
-        self.stop_ids = stop_ids_of(model.tokenizer, model.chat)
+        self.stop_ids = model.stop_ids
         self.system = [] if args.system is None else [{"role": "system", "content": args.system}]
-        self.sampler = model.sampler(
-            answer_sampler(
-                args.sampler,
-                new_tokens=self.length,
-                nfe=args.nfe,
-                steps=args.steps,
-                temperature=args.temperature,
-                top_p=args.top_p,
-            )
+        self.sampler = model.answer_sampler(
+            args.sampler,
+            new_tokens=self.length,
+            nfe=args.nfe,
+            steps=args.steps,
+            temperature=args.temperature,
+            top_p=args.top_p,
         )
         self.turns: list[dict[str, str]] = []
         self.num_answers = 0
@@ -194,7 +189,7 @@ class Talk:
 class Denoising:
     """Shows an answer as it is denoised: renewed in place on a terminal, one line a step elsewhere."""
 
-    def __init__(self, model: LoadedModel, start: int, *, enabled: bool) -> None:
+    def __init__(self, model: Model, start: int, *, enabled: bool) -> None:
         from rich.console import Console
         from rich.live import Live
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.files import read_object, staged
+from sm_diffusion.files import staged
 from sm_diffusion.types import UserError
 
 HELP = "merge adapters, export and import checkpoints, list what one holds, push to and pull from the hub"
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     merge.add_argument("--base", help="folder or hub id; default: the one the adapter names")
     merge.add_argument("--revision", help="commit of a hub id; default: the pinned one")
     merge.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    merge.add_argument("--mixing", choices=("linear", "spherical"), help="of an adapter that does not record it")
     merge.add_argument("--shard-size", default="5GB", help="largest file, default 5GB")
     export = action("export", "our checkpoint -> safetensors with the published names", "checkpoint", "out")
     export.add_argument("--weights", choices=("ema", "raw"), default="ema")
@@ -90,28 +91,39 @@ def _new(path: str) -> Path:
 
 
 def merge(args: argparse.Namespace) -> str:
-    """The adapter's matrices added to its base's, with the omegas beside them."""
-    from sm_diffusion.app.build_hf import DTYPES
+    """The adapter's matrices added to its base's, with the omegas, the mixing and the tokenizer beside them."""
+    from dataclasses import replace
+
+    from sm_diffusion.app.model_card import write_card
+    from sm_diffusion.app.open_model import ADAPTER, Given, Place, open_network
+    from sm_diffusion.config import schema
     from sm_diffusion.denoisers.adapters import peft, transparency
     from sm_diffusion.denoisers.pretrained.export import export_folder
-    from sm_diffusion.denoisers.pretrained.loading import fetch, open_backbone
 
     folder, out = Path(args.adapter), _new(args.out)
-    base = args.base or _base_of(folder)
-    backbone = open_backbone(base, revision=args.revision, dtype=DTYPES[args.dtype])
-    adapter, soft_mask = peft.load(backbone.denoiser, folder, trainable=False)
+    base = args.base or peft.named_base(folder)
+    if base is None:
+        raise UserError(f"{folder}: no adapter folder, or one that does not name its base: give --base")
+    settings = schema.HFConfig(name="merged", path=base, revision=args.revision, dtype=args.dtype)
+    given = Given(model=settings, soft_mask=schema.SoftMaskConfig(mixing=args.mixing or "linear"))
+    network = open_network(Place(ADAPTER, folder, str(folder)), given)
+    assert network.adapter is not None
+    backbone, soft_mask = network.backbone, network.soft_mask
     with staged(out) as part:
-        export_folder(peft.merge(adapter), part, mask_id=backbone.mask_id, max_shard_size=args.shard_size)
+        export_folder(peft.merge(network.adapter), part, mask_id=backbone.mask_id, max_shard_size=args.shard_size)
         transparency.write(transparency.describe(soft_mask), part)
         if (folder / peft.OMEGA_FILE).is_file():
             shutil.copy(folder / peft.OMEGA_FILE, part / peft.OMEGA_FILE)
-        _copy_tokenizer(folder, fetch(base, args.revision)[0], part)
+        _copy_tokenizer(folder, network.base, part)
+        write_card(part, replace(network.card, soft_mask=soft_mask is not None, mixing=network.mixing), {})
     feedback = "without feedback" if soft_mask is None else f"omega_s {float(soft_mask.omega_s.detach()):.4g}"
-    return f"{folder} merged into {base} ({args.dtype}, {feedback}): {out}"
+    told = f", {network.mixing} mixing" if soft_mask is not None else ""
+    assumed = " (assumed: the adapter does not record it; see --mixing)" if network.assumed and not args.mixing else ""
+    return f"{folder} merged into {base} ({args.dtype}, {feedback}{told}{assumed}): {out}"
 
 
 TOKENIZER_FILES = [
-    *("smd_model.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja"),
 ]
 
@@ -124,47 +136,24 @@ def _copy_tokenizer(adapter: Path, base: Path, out: Path) -> None:
             shutil.copy(source / name, out / name)
 
 
-def _base_of(folder: Path) -> str:
-    base = _named_base(folder)
-    if base is None:
-        raise UserError(f"{folder}: no adapter folder, or one that does not name its base: give --base")
-    return base
-
-
-def _named_base(folder: Path) -> str | None:
-    for name, key in (("smd_adapter.json", "base"), ("adapter_config.json", "base_model_name_or_path")):
-        try:
-            base = read_object(folder / name)[key]
-        except (UserError, KeyError):
-            continue
-        if base:
-            return str(base)
-    return None
-
-
 def adapter_of_checkpoint(checkpoint: str, out: Path) -> Path:
     """The adapter folder a run would have written; the base is opened as the run opened it."""
-    from sm_diffusion.app.build import build_predictor
-    from sm_diffusion.app.build_data import build_datamodule
     from sm_diffusion.app.build_hf import write_adapter_folder
-    from sm_diffusion.app.build_tokenizer import write_model_card
-    from sm_diffusion.app.train import initialise
-    from sm_diffusion.config import schema
+    from sm_diffusion.app.model_card import card_of_run, write_card
+    from sm_diffusion.app.open_model import CHECKPOINT, Given, locate, open_model
     from sm_diffusion.config.store import restore_train_config
-    from sm_diffusion.denoisers.checkpoints.weights import read_weights
+    from sm_diffusion.denoisers.checkpoints.weights import read_provenance
 
-    weights = read_weights(checkpoint, weights="raw")
-    config = None if weights.provenance is None else restore_train_config(weights.provenance)
-    if config is None or config.peft.kind == "none" or not isinstance(config.model, schema.HFConfig):
+    place = locate(checkpoint)
+    provenance = read_provenance(place.path) if place.kind == CHECKPOINT else None
+    if provenance is None or restore_train_config(provenance).peft.kind == "none":
         raise UserError(f"{checkpoint}: holds no adapter")
-    data = build_datamodule(config.data, seed=config.seed, world_size=1)
-    data.prepare()
-    predictor = build_predictor(config, vocab_size=data.vocab_size, mask_id=data.tokenizer.mask_id)
-    initialise(predictor, weights)
+    model = open_model(checkpoint, Given(weights="raw"))
     with staged(out) as part:
-        written = write_adapter_folder(predictor, part)
+        written = write_adapter_folder(model.predictor, part)
         assert written is not None, "the predictor has an adapter and is not sharded"
-        write_model_card(part, config.data, data.tokenizer.files())
+        card = card_of_run(model.run, chat=None if model.chat is None else model.chat.kind)
+        write_card(part, card, model.tokenizer.files())
     return out
 
 
@@ -172,10 +161,10 @@ def adapter_of_checkpoint(checkpoint: str, out: Path) -> Path:
 
 
 def export(checkpoint: Path, out: Path, *, weights: str) -> str:
-    """`backbone.*` and `tran_head.raw_*` as published; `read_weights` reads it back."""
+    """`backbone.*` and `tran_head.raw_*` as published, the run's settings and tokenizer in the file's metadata."""
     from safetensors.torch import save_file
 
-    from sm_diffusion.denoisers.checkpoints.weights import PUBLISHED_OMEGAS, read_weights
+    from sm_diffusion.denoisers.checkpoints.weights import PROVENANCE_KEY, PUBLISHED_OMEGAS, read_weights
 
     if out.suffix != ".safetensors":
         raise UserError(f"{out}: give a name that ends in .safetensors")
@@ -183,8 +172,11 @@ def export(checkpoint: Path, out: Path, *, weights: str) -> str:
     theirs = {ours: published for published, ours in PUBLISHED_OMEGAS.items()}
     tensors = {f"backbone.{name}": value.contiguous() for name, value in found.denoiser.items()}
     tensors |= {f"tran_head.{theirs[name]}": value for name, value in found.soft_mask.items() if name in theirs}
+    metadata = {"format": "pt", "step": str(found.step), "weights": weights}
+    if found.provenance is not None:  # what opens it again: settings, mixing, tokenizer, longest text
+        metadata[PROVENANCE_KEY] = json.dumps(found.provenance)
     with staged(out) as part:
-        save_file(tensors, part, metadata={"format": "pt", "step": str(found.step), "weights": weights})
+        save_file(tensors, part, metadata=metadata)
     return f"{len(tensors)} tensors ({weights} weights of step {found.step:,}) in {out}"
 
 
@@ -200,18 +192,20 @@ def consolidate(checkpoint: Path, out: Path) -> str:
 
 
 def import_published(checkpoint: Path, out: Path) -> str:
-    """Raw weights, and the average by name where the checkpoint has one. It carries no configuration: evaluate it with
-    model=... and data=..., or continue it with init_from."""
+    """Raw weights, and the average by name where the checkpoint has one. A published file carries no configuration:
+    evaluate it with model=... and data=..., or continue it with init_from."""
     import torch
 
-    from sm_diffusion.denoisers.checkpoints.weights import EMA_STATE_KEY, read_weights
+    from sm_diffusion.denoisers.checkpoints.weights import EMA_STATE_KEY, PROVENANCE_KEY, read_weights
 
     raw = read_weights(checkpoint, weights="raw")
-    if raw.provenance is not None:
+    if raw.provenance is not None and checkpoint.suffix != ".safetensors":
         raise UserError(f"{checkpoint}: is one of this project's checkpoints already")
     state = {f"predictor.denoiser.{name}": value for name, value in raw.denoiser.items()}
     state |= {f"predictor.soft_mask.{name}": value for name, value in raw.soft_mask.items()}
     tree: dict[str, Any] = {"state_dict": state, "global_step": raw.step, "callbacks": {}}
+    if raw.provenance is not None:
+        tree[PROVENANCE_KEY] = raw.provenance
     try:
         average = read_weights(checkpoint, weights="ema") if checkpoint.suffix != ".safetensors" else None
     except UserError:
@@ -265,13 +259,14 @@ def list_text(path: Path, *, every: bool = False) -> str:
 
 
 def _folder_text(path: Path, every: bool) -> str:
-    from sm_diffusion.denoisers.adapters import transparency
+    from sm_diffusion.app.model_card import read_card
+    from sm_diffusion.denoisers.adapters import peft, transparency
     from sm_diffusion.denoisers.pretrained.loading import read_config, shard_files
 
     adapter = (path / "adapter_config.json").is_file()
     lines = [f"{path}: {'adapter folder' if adapter else 'model folder'}"]
     if adapter:
-        lines.append(f"base       {_named_base(path) or 'not named'}")
+        lines.append(f"base       {peft.named_base(path) or 'not named'}")
     else:
         config = read_config(path)
         lines.append(f"model      {config.get('model_type')}, mask token {config.get('mask_token_id')}")
@@ -281,6 +276,9 @@ def _folder_text(path: Path, every: bool) -> str:
             f"omegas     {omegas.transparency_alg}, omega_s {omegas.transparency_scale:.6g}, omega_a "
             f"{omegas.transparency_steepness:.6g}, omega_b {omegas.transparency_centre:.6g}, top_k {omegas.mixinputs_k}"
         )
+    if (card := read_card(path)) is not None:
+        said = {name: value for name, value in card.as_json().items() if not isinstance(value, dict)}
+        lines.append("recorded   " + ", ".join(f"{name} {value}" for name, value in said.items()))
     return "\n".join([*lines, *_tensors(_shapes_of(shard_files(path)), every)])
 
 

@@ -25,9 +25,10 @@ def run(args: argparse.Namespace) -> int:
     options = args.options[1:] if args.options[:1] == ["--"] else list(args.options)
     if not options:
         raise UserError("smd lm-eval: no options; write for example: smd lm-eval -- run --model sm_diffusion ...")
+    import sm_diffusion
     from sm_diffusion.evaluation.harness.adapter import register
 
-    register()
+    register(sm_diffusion.load)
     before = sys.argv
     sys.argv = ["lm-eval", *with_device(options)]
     try:

@@ -13,7 +13,7 @@ from sm_diffusion.files import write_text
 from sm_diffusion.types import UserError
 
 if TYPE_CHECKING:
-    from sm_diffusion.app.load import LoadedModel
+    from sm_diffusion.app.model import Model
     from sm_diffusion.sampling import Canvas, SamplerOutput
     from sm_diffusion.sampling.trajectory import Frame
 
@@ -26,7 +26,8 @@ smd sample last.ckpt --infill "the [MASK][MASK][MASK] sat on the mat" --json run
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="a file of a run's checkpoints folder")
+    opens = "a checkpoint, a run, adapter or model folder, or a hub id (owner/name@commit)"
+    parser.add_argument("checkpoint", help=opens)
     parser.add_argument("overrides", nargs="*", metavar="sampler.KEY=VALUE", help="further settings of the sampler")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="text to go on from; may be repeated")
     parser.add_argument("--infill", action="append", metavar="TEXT", help="text with [MASK] for each token to fill in")
@@ -53,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
         if "[MASK]" in text:
             raise UserError(f"--prompt {text!r}: holds the mask token; use --infill to fill in blanks")
     from sm_diffusion.app.build_sampler import with_overrides
-    from sm_diffusion.app.load import load, named_sampler  # slow: after the cheap checks
+    from sm_diffusion.app.model import named_sampler  # slow: after the cheap checks
+    from sm_diffusion.app.open_model import load
     from sm_diffusion.app.recording import trajectory_json
 
     settings = with_overrides(
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 class Screen:
     """Shows the first text of a batch, renewed at every step; nothing where the output is not a terminal."""
 
-    def __init__(self, model: LoadedModel, *, enabled: bool) -> None:
+    def __init__(self, model: Model, *, enabled: bool) -> None:
         from rich.console import Console
         from rich.live import Live
 

@@ -121,6 +121,6 @@ SAMPLERS: tuple[type[SamplerConfig], ...] = (
 
 @dataclass
 class SampleConfig:
-    """Root of `smd sample` and `LoadedModel.generate`."""
+    """Root of `smd sample` and `Model.generate`."""
 
     sampler: SamplerConfig = MISSING

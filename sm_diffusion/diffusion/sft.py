@@ -46,7 +46,7 @@ class SFTObjective(Objective):
         p_mask = eps + (1 - eps) t        loss = sum_n nll_n / t_{b(n)} / N,   N masked tokens
 
     Published: eps = 1e-3, t ~ U[0.2, 0.8] one a batch. The prompt (`maskable_BL` False) is never masked; padding is
-    masked and trained like text unless the collator says otherwise (`data.chat_collate.collate(pads_are_maskable=)`).
+    masked and trained like text unless the collator says otherwise (`data.chat.collate.collate(pads_are_maskable=)`).
     Unlike the MDLM bound the mean is over the masked tokens, so 1 / t counts twice and this is no likelihood bound.
 
     times:   where t comes from; `FirstRowTime` as published, `UniformTimes` for one time a row. t_min must be > 0.

@@ -152,7 +152,7 @@ def test_the_command_scores_a_frontier_with_mauve(
 
 
 def test_samples_of_other_ranks_join(root: Path, checkpoint: Path, model: Any) -> None:
-    from sm_diffusion.app.load import named_sampler
+    from sm_diffusion.app.model import named_sampler
     from sm_diffusion.evaluation.generation.samples import generate_into
 
     settings = named_sampler("remdm_cap", ["sampler.num_steps=4"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import sm_diffusion
 from sm_diffusion.cli import main as cli
 from sm_diffusion.evaluation.harness.adapter import register
 from sm_diffusion.evaluation.likelihood import MonteCarloLikelihood
@@ -104,8 +105,8 @@ def test_mistakes_are_one_line(root: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_bad_model_arguments_and_no_options(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = register()
-    assert register() is model, "registering twice is no mistake"
+    model = register(sm_diffusion.load)
+    assert register(sm_diffusion.load) is model, "registering twice is no mistake"
     with pytest.raises(UserError, match=r"model_args: pretrained is missing"):
         model()
     with pytest.raises(UserError, match=r"model_args: colour=red: unknown model argument"):

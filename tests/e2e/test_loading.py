@@ -14,7 +14,7 @@ import sm_diffusion
 from sm_diffusion.app.train import train
 from sm_diffusion.cli import main as cli
 from sm_diffusion.config.store import compose_config
-from sm_diffusion.data.chat.tokenizers import PlainChat, TemplateChat
+from sm_diffusion.data.chat.format import ChatTemplate, RoleLines
 from sm_diffusion.data.tokenizers.base import ByteTokenizer
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, SoftMaskPredictor
 from sm_diffusion.types import UserError
@@ -70,8 +70,8 @@ def test_a_chat_checkpoint_with_a_template(template_run: Path, capsys: pytest.Ca
     assert model.length == 128
     assert model.chat is not None
     prompt = model.chat.prompt(QUESTION)
-    trained = TemplateChat(tiny_template_tokenizer(), name="x", mask_id=None, forbidden=[])
-    sample = trained.encode([*QUESTION, {"role": "assistant", "content": "yes"}])
+    trained = ChatTemplate(tiny_template_tokenizer(), name="x")
+    sample = trained.sample([*QUESTION, {"role": "assistant", "content": "yes"}])
     assert sample is not None
     assert prompt == sample.ids[: sample.prompt_length], "the prompt of training"
     assert TURN in model.chat.stop_ids
@@ -99,7 +99,7 @@ def test_a_chat_checkpoint_with_plain_lines(root: Path, capsys: pytest.CaptureFi
     folder.mkdir()
     train(compose_config("train", chats.overrides(folder, "run", "trainer.max_steps=1")))
     (folder / "chats.jsonl").unlink()
-    trained = PlainChat(ByteTokenizer()).encode([*QUESTION, {"role": "assistant", "content": "yes"}])
+    trained = RoleLines(ByteTokenizer()).sample([*QUESTION, {"role": "assistant", "content": "yes"}])
     assert trained is not None
     for place in ("checkpoints/last.ckpt", "adapter"):
         model = sm_diffusion.load(folder / "run" / place)

@@ -13,7 +13,8 @@ import pytest
 
 from sm_diffusion.app.build_sampler import build_sampler, sampler_problems, with_total_steps
 from sm_diffusion.app.evaluate import evaluate
-from sm_diffusion.app.load_answering import build_codec, load_answering
+from sm_diffusion.app.open_model import Given, open_model
+from sm_diffusion.app.open_tokenizer import tokenizer_of_data
 from sm_diffusion.app.train import train
 from sm_diffusion.app.validate import validate_eval
 from sm_diffusion.app.validate_scores import scores_problems
@@ -43,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(root: Path) -> Path:
-    train(compose_config("train", overrides(root, "soft", "trainer.max_steps=2")))
+    train(compose_config("train", overrides(root, "soft", "trainer.max_steps=2", "data.length=128")))
     return root / "soft/checkpoints/last.ckpt"
 
 
@@ -193,11 +194,11 @@ def test_verdicts_are_kept_too(root: Path, checkpoint: Path, data: Path, monkeyp
 
 def test_ranks_share_the_answers(root: Path, checkpoint: Path, data: Path, sweep: dict[str, Any]) -> None:
     config = compose_config("eval", settings(checkpoint, data, root / "ranks"))
-    model = load_answering(config)
+    model = open_model(config.checkpoint, Given.of(config))
     sampler = build_sampler(with_total_steps(config.sampler, total=4, new_tokens=8), model.predictor)
     plan = AnswerPlan(
-        task=build_task("gsm8k", data, rules="first_block"), codec=model.codec, limit=None, seeds=[1], num_samples=1,
-        new_tokens=8, max_length=None, batch_sequences=2,
+        task=build_task("gsm8k", data, rules="first_block"), tokenizer=model.tokenizer, chat=model.chat,
+        limit=None, seeds=[1], num_samples=1, new_tokens=8, max_length=None, batch_sequences=2,
     )  # fmt: skip
     store = AnswerStore(root / "ranks", {"made": "by three"})
     made = [make_answers(store, sampler, replace(plan, rank=rank, world_size=3), label="") for rank in (2, 0, 1)]
@@ -219,7 +220,7 @@ def test_records_of_another_checkpoint_or_protocol_are_refused(root: Path, check
             scored(checkpoint, data, out, "evaluator.nfe=[1/4]", *extra)
         assert "\n" not in str(caught.value)
     other = root / "other/checkpoints/last.ckpt"
-    train(compose_config("train", overrides(root, "other", "trainer.max_steps=1")))
+    train(compose_config("train", overrides(root, "other", "trainer.max_steps=1", "data.length=128")))
     with pytest.raises(UserError, match=r"holds answers of another checkpoint"):
         scored(other, data, out, "evaluator.nfe=[1/4]", "evaluator.label=soft")
 
@@ -296,7 +297,7 @@ def test_folders_give_the_answers_of_the_checkpoint(root: Path, checkpoint: Path
     with pytest.raises(UserError, match=r"holds no tokenizer_config\.json"):
         scored(root / "full", data, root / "no-tokenizer")
     shutil.copytree(root / "full", root / "bare", ignore=shutil.ignore_patterns("config.json"))
-    with pytest.raises(UserError, match=r"a folder without config\.json"):
+    with pytest.raises(UserError, match=r"neither a model folder \(config\.json\)"):
         scored(root / "bare", data, root / "no-model", *own)
 
 
@@ -388,8 +389,11 @@ def test_a_missing_field_names_file_and_line(root: Path, checkpoint: Path) -> No
 
 
 def test_base_models_get_completions_and_cannot_chat(root: Path, data: Path) -> None:
-    codec = build_codec(compose_config("eval", ["checkpoint=x", "data=python_code"]).data)
-    assert not codec.chat
-    char = build_codec(compose_config("eval", ["checkpoint=x", "data=text8", "data.path=x"]).data)
+    assert tokenizer_of_data(compose_config("eval", ["checkpoint=x", "data=python_code"]).data, None).chat is None
+    char = tokenizer_of_data(compose_config("eval", ["checkpoint=x", "data=text8", "data.path=x"]).data, None)
+    plan = AnswerPlan(
+        task=build_task("gsm8k", data, style="completion", rules="first_block"), tokenizer=char.tokenizer, chat=None,
+        limit=None, seeds=[1], num_samples=1, new_tokens=8, max_length=None, batch_sequences=2,
+    )  # fmt: skip
     with pytest.raises(UserError, match=r"CharTokenizer\) cannot spell"):
-        char.encode_text("def f(x):")
+        plan.prompt_ids()

@@ -35,18 +35,9 @@ FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 MAX_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_FILES = 400, 60, 8, 15
 
 # Climbs, circles and lengths that stood here when the rooms were laid out; only ever shortened.
-KNOWN_CLIMBS = frozenset(
-    {
-        "evaluation/harness/adapter.py -> sm_diffusion.app.load",
-        "evaluation/harness/decode.py -> sm_diffusion.app.load",
-    }
-)
+KNOWN_CLIMBS: frozenset[str] = frozenset()
 KNOWN_LONG = frozenset({"app/trainer.py:build_trainer"})
-KNOWN_CIRCLES = frozenset(
-    {
-        "app/load.py, app/load_folder.py",
-    }
-)
+KNOWN_CIRCLES: frozenset[str] = frozenset()
 KNOWN_WIDE = frozenset({"app"})
 
 MAY_IMPORT_LIGHTNING = ("training/", "app/", "data/datamodule.py", "data/chat/datamodule.py")

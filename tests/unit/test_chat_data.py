@@ -12,10 +12,11 @@ import torch
 
 from sm_diffusion.data.chat.cache import as_rows, prepare_chat
 from sm_diffusion.data.chat.collate import ChatSample
+from sm_diffusion.data.chat.format import RoleLines
 from sm_diffusion.data.chat.mixes import ChatMix, MessageFiles
 from sm_diffusion.data.chat.python_chat import functions_of
 from sm_diffusion.data.chat.rows import PaddedRows
-from sm_diffusion.data.chat.tokenizers import ChatFiles, PlainChat
+from sm_diffusion.data.chat.sources import ChatFiles
 from sm_diffusion.data.corpora.hub import LocalFolder
 from sm_diffusion.data.loader import LoaderSettings, TrainLoader, eval_loader, table_loader
 from sm_diffusion.data.tokenizers.base import ByteTokenizer
@@ -76,7 +77,7 @@ def test_cache_counts_and_is_opened_again(tmp_path: Path) -> None:
     path = write_chats(tmp_path / "chats.jsonl")
     with path.open("a") as file:
         file.write(json.dumps({"messages": [{"role": "user", "content": "no answer"}]}) + "\n")
-    tokenizer = PlainChat(ByteTokenizer())
+    tokenizer = RoleLines(ByteTokenizer())
     settings = {"tokenizer": tokenizer, "max_tokens": 96, "min_response_tokens": 5, "cache_dir": tmp_path / "cache"}
     source = ChatFiles(paths=[str(path)], messages_field="messages", validation_fraction=0.2)
     cache = prepare_chat(source=source, **settings)
@@ -108,7 +109,7 @@ def test_what_is_refused_is_counted_in_the_cache(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "chats" / "a.jsonl", [*good, *bad])
     parts = [MessageFiles(LocalFolder(str(tmp_path / "chats")), ("*.jsonl",))]
     source = ChatMix(parts=parts, validation_fraction=0.2, max_samples=None)
-    settings = {"tokenizer": PlainChat(ByteTokenizer()), "max_tokens": 96, "min_response_tokens": 5}
+    settings = {"tokenizer": RoleLines(ByteTokenizer()), "max_tokens": 96, "min_response_tokens": 5}
     meta = prepare_chat(source=source, cache_dir=tmp_path / "cache", **settings).meta
     assert meta.refused == {"no_messages": 1, "no_response": 1, "not_utf8": 1}
     counted = Counter[str]()

@@ -196,7 +196,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
     with pytest.raises(UserError, match=r"not installed: pip install 'sm-diffusion\[eval\]'"):
-        lm_eval_adapter.register()
+        lm_eval_adapter.register(sm_diffusion.load)
 
 
 def test_records_name_everything_that_decides_a_number(model: Any, tmp_path: Path) -> None:

@@ -1,68 +1,18 @@
-"""Chat samples to batches: template, filters, padding."""
+"""Chat samples to batches: filters, padding."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from sm_diffusion.data.chat.collate import (
     ChatLimits,
     ChatSample,
     collate,
-    encode_chat,
     extra_padding,
     padded_length,
     refusal,
 )
-from sm_diffusion.types import UserError
-
-TEMPLATE = (
-    "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' <end> ' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
-)
-WORDS = ["<user>", "<assistant>", "<system>", "<end>", "hello", "sum", "one", "two", "<unk>"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {word: index for index, word in enumerate(WORDS)}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, chat_template=TEMPLATE)
-
-
-def words(ids: list[int]) -> str:
-    return " ".join(WORDS[index] for index in ids)
-
-
-def test_only_the_last_message_is_the_response(tokenizer: PreTrainedTokenizerFast) -> None:
-    turns = [
-        {"role": "user", "content": "hello"},
-        {"role": "assistant", "content": "one"},
-        {"role": "HUMAN", "content": "sum"},
-        {"role": "ASSISTANT", "content": "two two"},
-    ]
-    sample = encode_chat(turns, tokenizer)
-    assert sample is not None
-    assert words(sample.ids[sample.prompt_length :]) == "two two <end>"
-    assert words(sample.ids[: sample.prompt_length]).endswith("<user> sum <end> <assistant>")
-
-
-def test_conversations_without_prompt_or_response(tokenizer: PreTrainedTokenizerFast) -> None:
-    assert encode_chat([{"role": "assistant", "content": "one"}], tokenizer) is None
-    assert encode_chat([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], tokenizer) is None
-    turns = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
-    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
-    with pytest.raises(UserError, match="no chat template"):
-        encode_chat(turns, bare)
-    # A template that rewrites the prompt once an answer follows.
-    rewriting = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer,
-        chat_template="{% if add_generation_prompt %}hello {% endif %}" + TEMPLATE,
-    )
-    assert encode_chat(turns, rewriting) is None
 
 
 def test_filters() -> None:

@@ -37,7 +37,7 @@ def model(folder: Path) -> Any:
 @pytest.fixture
 def loaded(model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The command opens this model, whatever it is told to open."""
-    monkeypatch.setattr("sm_diffusion.app.load.load", lambda *_: model)
+    monkeypatch.setattr("sm_diffusion.app.open_model.load", lambda *_: model)
     return model
 
 
@@ -121,7 +121,7 @@ def test_a_model_of_plain_text_goes_on_from_each_message(
     one = talk(silent)
     one.answer("hello")
     assert one.turns == []
-    monkeypatch.setattr("sm_diffusion.app.load.load", lambda *_: silent)
+    monkeypatch.setattr("sm_diffusion.app.open_model.load", lambda *_: silent)
     assert pipe(monkeypatch, "hello\n", "--system", "be brief") == 2
     assert capfd.readouterr().err == (
         "error: --system: the model has no chat template (it was trained on plain text); leave it out\n"

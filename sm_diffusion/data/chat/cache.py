@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sm_diffusion.data.chat.collate import ChatLimits, ChatSample, refusal
-from sm_diffusion.data.chat.tokenizers import ChatSource, ChatTokenizer
+from sm_diffusion.data.chat.format import ChatFormat
+from sm_diffusion.data.chat.sources import ChatSource
 from sm_diffusion.data.stores.cache import build_once
 from sm_diffusion.files import digest, read_object
 from sm_diffusion.types import UserError
@@ -78,7 +79,7 @@ class ChatCache:
 
 
 def prepare_chat(
-    *, source: ChatSource, tokenizer: ChatTokenizer, max_tokens: int, min_response_tokens: int, cache_dir: Path
+    *, source: ChatSource, tokenizer: ChatFormat, max_tokens: int, min_response_tokens: int, cache_dir: Path
 ) -> ChatCache:
     """Opens the cache of these settings in `cache_dir`, building it first if need be.
 
@@ -105,14 +106,14 @@ def _read_meta(folder: Path) -> ChatMeta:
 
 
 def _encode(
-    folder: Path, split: str, source: ChatSource, tokenizer: ChatTokenizer, limits: ChatLimits
+    folder: Path, split: str, source: ChatSource, tokenizer: ChatFormat, limits: ChatLimits
 ) -> ChatSplit:
     parts: list[NDArray[np.int32]] = []
     prompts: list[int] = []
     tokens = text_bytes = 0
     refused: Counter[str] = Counter()
     for chat in source.conversations(split):
-        sample = tokenizer.encode(chat.messages)
+        sample = tokenizer.sample(chat.messages)
         reason = refusal(sample, limits)
         if sample is None or reason is not None:
             refused[str(reason)] += 1

@@ -1,4 +1,4 @@
-"""Chat samples to batches for fine-tuning: the last message is the response, everything before it the prompt.
+"""Chat samples to batches for fine-tuning: the response is trained, the prompt before it is given.
 
 Pure functions; random numbers are arguments. Published recipe: Hersche et al., arXiv 2510.17206, coding experiments.
 """
@@ -6,17 +6,15 @@ Pure functions; random numbers are arguments. Published recipe: Hersche et al., 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sm_diffusion.types import Batch, UserError
+from sm_diffusion.types import Batch
 
-# Ling-Coder-SFT writes the roles this way.
-ROLES = {"HUMAN": "user", "ASSISTANT": "assistant", "SYSTEM": "system"}
 EXTRA_PADDING = 50  # padding goes up to the longest row plus 0 .. 49
 PADDING_MULTIPLE = 8
 
@@ -35,26 +33,6 @@ class ChatLimits:
     max_tokens: int = 2048
     min_response_tokens: int = 5
     forbidden_ids: frozenset[int] = frozenset({151657, 151658})
-
-
-def encode_chat(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> ChatSample | None:
-    """Ids of a conversation through the tokenizer's chat template; None if it holds no prompt and response.
-
-    messages:  [{"role": ..., "content": ...}, ...], ending with the assistant's response.
-    tokenizer: of transformers, with a chat template.
-
-    None also where the template does not continue the prompt's own ids (some rewrite earlier turns): the reference
-    takes the prompt's length all the same, and then trains on a part of the prompt or skips a part of the response.
-    """
-    turns = [{"role": ROLES.get(m["role"], m["role"]), "content": m["content"]} for m in messages]
-    if len(turns) < 2 or turns[-1]["role"] != "assistant":
-        return None
-    if not tokenizer.chat_template:
-        raise UserError("the tokenizer has no chat template: use the tokenizer of an instruct model")
-    # Without return_dict=False transformers 5 gives a mapping instead of the ids.
-    prompt = tokenizer.apply_chat_template(turns[:-1], tokenize=True, add_generation_prompt=True, return_dict=False)
-    ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-    return ChatSample(list(ids), len(prompt)) if list(ids[: len(prompt)]) == list(prompt) else None
 
 
 def refusal(sample: ChatSample | None, limits: ChatLimits) -> str | None:

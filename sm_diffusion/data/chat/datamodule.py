@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import final
 
 from sm_diffusion.data.chat.cache import ChatCache, ChatMeta, prepare_chat
+from sm_diffusion.data.chat.format import ChatFormat
 from sm_diffusion.data.chat.rows import PackedRows, PaddedRows, RowMaker
-from sm_diffusion.data.chat.tokenizers import ChatSource, ChatTokenizer
+from sm_diffusion.data.chat.sources import ChatSource
 from sm_diffusion.data.datamodule import SequenceDataModule
 from sm_diffusion.data.loader import EvalLoader, LoaderSettings, TrainLoader, eval_loader, table_loader
 
@@ -28,7 +29,7 @@ class ChatRowSettings:
 
 
 @final
-class ChatDataModule(SequenceDataModule[ChatTokenizer, ChatCache]):
+class ChatDataModule(SequenceDataModule[ChatFormat, ChatCache]):
     """Encodes conversations once and serves padded or packed batches with unmaskable prompts.
 
     make_tokenizer: called once, in `prepare`.     cache_dir: of encoded samples.
@@ -38,7 +39,7 @@ class ChatDataModule(SequenceDataModule[ChatTokenizer, ChatCache]):
         self,
         *,
         source: ChatSource,
-        make_tokenizer: Callable[[], ChatTokenizer],
+        make_tokenizer: Callable[[], ChatFormat],
         rows: ChatRowSettings,
         loader: LoaderSettings,
         cache_dir: str | Path,
@@ -48,7 +49,7 @@ class ChatDataModule(SequenceDataModule[ChatTokenizer, ChatCache]):
         self._make_tokenizer = make_tokenizer
         self._rows = rows
 
-    def _open(self) -> tuple[ChatTokenizer, ChatCache]:
+    def _open(self) -> tuple[ChatFormat, ChatCache]:
         tokenizer = self._make_tokenizer()
         cache = prepare_chat(
             source=self._source,

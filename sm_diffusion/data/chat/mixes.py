@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.data.chat.collate import ROLES
-from sm_diffusion.data.chat.tokenizers import ChatSource, Conversation
+from sm_diffusion.data.chat.format import ROLES
+from sm_diffusion.data.chat.sources import ChatSource, Conversation
 from sm_diffusion.data.corpora.base import check_fraction, in_validation
 from sm_diffusion.data.corpora.hub import HubRepository, Located, Location
 from sm_diffusion.data.corpora.records import Record, Slice, count_records, plan_slices, read_slice

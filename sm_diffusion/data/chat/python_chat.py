@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from functools import cached_property
 
-from sm_diffusion.data.chat.tokenizers import ChatSource, Conversation
+from sm_diffusion.data.chat.sources import ChatSource, Conversation
 from sm_diffusion.data.corpora.base import check_fraction, in_validation
 from sm_diffusion.data.corpora.python_corpus import standard_library
 from sm_diffusion.files import digest

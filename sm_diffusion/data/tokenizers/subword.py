@@ -81,7 +81,7 @@ class HubTokenizer(TextTokenizer):
         if mask not in MASK_CHOICES:
             raise UserError(f"data.tokenizer.mask={mask}: choose one of {', '.join(MASK_CHOICES)}")
         self._hub = _load_hub(name) if loaded is None else loaded
-        size = max(self._hub.get_vocab().values(), default=-1) + 1
+        size = hub_size(self._hub)
         if size <= 256:
             raise UserError(
                 f"data.tokenizer.path={name}: the tokenizer is empty ({size} tokens): its vocabulary files "
@@ -91,15 +91,15 @@ class HubTokenizer(TextTokenizer):
         if eos_id is None:
             raise UserError(f"data.tokenizer.path={name}: it has no eos_token: set one in its tokenizer_config.json")
         own_mask = self._hub.mask_token_id
-        mask_id = own_mask if mask_id is None else mask_id
-        if mask_id is None and mask == "token":
+        mask_id = hub_mask_id(self._hub, mask) if mask_id is None else mask_id
+        if mask_id is None:
             raise UserError(
                 f"data.tokenizer.mask=token: {name} has no mask token: set data.tokenizer.mask=auto to add a slot, "
                 f"or set mask_token in its tokenizer_config.json"
             )
         self._eos_id = int(eos_id)
         self._own_mask = own_mask is not None and mask_id == own_mask
-        self._mask_id = size if mask_id is None else int(mask_id)
+        self._mask_id = int(mask_id)
         self._size = max(size, self._mask_id + 1)
         self._fingerprint = self._digest()
 
@@ -130,7 +130,8 @@ class HubTokenizer(TextTokenizer):
 
     def decode(self, ids: Sequence[int]) -> str:
         def decode_part(part: list[int]) -> str:
-            text = self._hub.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            own = [index for index in part if index < len(self._hub)]  # networks have rows that no token has
+            text = self._hub.decode(own, skip_special_tokens=False, clean_up_tokenization_spaces=False)
             assert isinstance(text, str)
             return text
 
@@ -168,6 +169,18 @@ def _load_hub(name: str) -> Any:
             f"data.tokenizer.path={name}: no tokenizer could be loaded from {where} ({reason}): "
             f"set it to a folder that holds tokenizer.json"
         ) from None
+
+
+def hub_size(tokenizer: Any) -> int:
+    """One more than the largest id of a tokenizer of transformers."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def hub_mask_id(tokenizer: Any, mask: str) -> int | None:
+    """Its own mask token; without one, for 'auto' the first id that no token has, for 'token' None."""
+    if tokenizer.mask_token_id is not None:
+        return int(tokenizer.mask_token_id)
+    return hub_size(tokenizer) if mask == "auto" else None
 
 
 def hub_files(tokenizer: Any) -> dict[str, str]:

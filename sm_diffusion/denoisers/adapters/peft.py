@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sm_diffusion.denoisers.adapters import transparency
 from sm_diffusion.denoisers.pretrained.hf import CausalLM, HFDenoiser
 from sm_diffusion.diffusion.soft_mask import SoftMaskBase
-from sm_diffusion.files import digest, read_json, write_json, write_whole
+from sm_diffusion.files import digest, read_json, read_object, write_json, write_whole
 from sm_diffusion.types import UserError
 
 if TYPE_CHECKING:
@@ -203,6 +203,18 @@ def load(
     if result.unexpected_keys:
         raise UserError(f"{folder}: unexpected tensor {result.unexpected_keys[0]}")
     return adapter, soft_mask
+
+
+def named_base(folder: Path) -> str | None:
+    """The base that an adapter folder, ours or the authors', names; None: none. UserError for a damaged file."""
+    for name, key in ((BASE_FILE, "base"), ("adapter_config.json", "base_model_name_or_path")):
+        path = folder / name
+        if not path.is_file():
+            continue
+        base = read_object(path, advice="copy the adapter folder again").get(key)
+        if base:
+            return str(base)
+    return None
 
 
 def read_soft_mask(folder: Path) -> SoftMaskBase | None:

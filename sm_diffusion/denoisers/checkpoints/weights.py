@@ -8,11 +8,13 @@ the EMA callback.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,6 +29,7 @@ PUBLISHED_OMEGAS = {
     "raw_temperature": "raw_temperature",
 }
 EMA_STATE_KEY = "EMACallback"
+PROVENANCE_KEY = "sm_diffusion"  # configuration and tokenizer, in a checkpoint and in what is exported from it
 ROTARY_BUFFER = "rotary_emb.inv_freq"
 
 
@@ -53,7 +56,11 @@ def read_weights(path: str | Path, *, weights: str) -> Weights:
     if weights not in ("raw", "ema"):
         raise UserError(f"weights={weights}: choose raw or ema")
     if path.suffix == ".safetensors":
-        return _published(path, dict(load_file(path)), None, 0)
+        try:
+            tensors, said = load_file(path), _metadata(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: not a readable safetensors file ({error}): copy it again") from None
+        return _published(path, tensors, None, int(said.get("step", 0)), _provenance_in(said, path))
     tree = Archive(path).tree()
     if not isinstance(tree, dict) or not isinstance(tree.get("state_dict"), dict):
         raise UserError(f"{path}: no state_dict in this file; it is not a training checkpoint")
@@ -80,13 +87,46 @@ def _ours(path: Path, tree: dict[str, Any], weights: str, step: int) -> Weights:
             raise UserError(f"{path}: this checkpoint holds no EMA weights; use raw weights")
         state.update({f"predictor.{name}": value for name, value in ema["shadow"].items()})
     loaded = load_tensors(state)
-    provenance = tree.get("sm_diffusion")
+    provenance = tree.get(PROVENANCE_KEY)
     return Weights(
         path, _below(loaded, "predictor.denoiser."), _below(loaded, "predictor.soft_mask."), provenance, step
     )
 
 
-def _published(path: Path, state: Mapping[str, Any], shadow: list[Any] | None, step: int) -> Weights:
+def read_provenance(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint file says of its configuration and tokenizer; None: nothing. Reads no weights."""
+    if path.suffix == ".safetensors":
+        try:
+            return _provenance_in(_metadata(path), path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: not a readable safetensors file ({error}): copy it again") from None
+    tree = Archive(path).tree()
+    found = tree.get(PROVENANCE_KEY) if isinstance(tree, dict) else None
+    return found if isinstance(found, dict) else None
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
+
+
+def _provenance_in(metadata: Mapping[str, str], path: Path) -> dict[str, Any] | None:
+    if PROVENANCE_KEY not in metadata:
+        return None
+    try:
+        found: dict[str, Any] = json.loads(metadata[PROVENANCE_KEY])
+    except ValueError as error:
+        raise UserError(f"{path}: its record of the configuration is damaged ({error}): export it again") from None
+    return found
+
+
+def _published(
+    path: Path,
+    state: Mapping[str, Any],
+    shadow: list[Any] | None,
+    step: int,
+    provenance: dict[str, Any] | None = None,
+) -> Weights:
     network = _below(state, "backbone.")
     network.pop(ROTARY_BUFFER, None)
     if shadow is not None:
@@ -100,7 +140,7 @@ def _published(path: Path, state: Mapping[str, Any], shadow: list[Any] | None, s
         if name in PUBLISHED_OMEGAS
     }
     omegas = {name: value.view(1) for name, value in load_tensors(head).items()}
-    return Weights(path, load_tensors(network), omegas, None, step)
+    return Weights(path, load_tensors(network), omegas, provenance, step)
 
 
 def dit_shape(weights: Weights, *, num_heads: int) -> DiTShape:

@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sm_diffusion.data.chat.prompt_codec import PromptCodec
+from sm_diffusion.data.chat.format import ChatFormat, stop_ids_of
+from sm_diffusion.data.tokenizers.base import TextTokenizer
 from sm_diffusion.evaluation.benchmarks.extract import truncate_at
 from sm_diffusion.evaluation.benchmarks.judging import Answer, Record, judge_answers
 from sm_diffusion.evaluation.benchmarks.tasks import Problem, Task
@@ -113,7 +114,8 @@ class AnswerPlan:
     """
 
     task: Task
-    codec: PromptCodec
+    tokenizer: TextTokenizer
+    chat: ChatFormat | None
     limit: int | None
     seeds: Sequence[int]
     num_samples: int
@@ -146,9 +148,12 @@ class AnswerPlan:
         for problem in self.problems:
             prompt = self.task.prompt(problem)
             if prompt.messages:
-                found[problem.task_id] = self.codec.encode_messages(prompt.messages, prompt.text)
+                assert self.chat is not None, "tasks of plain-text models have no messages"
+                self._spell("".join([*(message["content"] for message in prompt.messages), prompt.text]))
+                found[problem.task_id] = self.chat.prompt(prompt.messages, prompt.text)
             else:
-                found[problem.task_id] = self.codec.encode_text(prompt.text)
+                self._spell(prompt.text)
+                found[problem.task_id] = self.encode(prompt.text)
         if self.task.max_prompt_tokens is not None:
             found = {name: ids[-self.task.max_prompt_tokens :] for name, ids in found.items()}
         longest = max(found, key=lambda name: len(found[name]))
@@ -160,6 +165,37 @@ class AnswerPlan:
                 f"new ones more than the {self.max_length} the model takes; {hint}"
             )
         return found
+
+    def _spell(self, text: str) -> None:
+        """UserError where the tokenizer drops or changes characters."""
+        if self.tokenizer.normalize(text).split() != text.split():
+            raise UserError(
+                f"the checkpoint's tokenizer ({type(self.tokenizer).__name__}) cannot spell {text[:30]!r}...: "
+                "this task needs a model of bytes or subwords"
+            )
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text; where there is a chat template, the spelling of a special token stands for it."""
+        return self.tokenizer.encode_batch([text])[0] if self.chat is None else self.chat.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids) if self.chat is None else self.chat.decode(ids)
+
+    @property
+    def pad_id(self) -> int:
+        return self.tokenizer.eos_id if self.chat is None else self.chat.pad_id
+
+    def answer(self, ids: Sequence[int]) -> tuple[str, int, bool]:
+        """(text before the first token that ends an answer, tokens of it, whether there was such a token).
+
+        Where turns do not end an answer of the task, only the end of a text does, and <|im_end|> is spelt out.
+        """
+        stop_ids = stop_ids_of(self.tokenizer, self.chat)
+        if self.chat is not None and not self.task.turns_end:
+            stop_ids = self.chat.text_stop_ids
+        end = next((index for index, token in enumerate(ids) if token in stop_ids), None)
+        own = ids if end is None else ids[:end]
+        return self.decode(own), len(own), end is not None
 
     def row_seed(self, slot: Slot, numbers: Mapping[str, int]) -> int:
         """A function of seed, problem and sample alone: neither limit nor counts, batches nor ranks change a text."""
@@ -193,13 +229,12 @@ def _sample(
     prompts: Mapping[str, list[int]],
     numbers: Mapping[str, int],
 ) -> list[GeneratedAnswer]:
-    codec = plan.codec
     began = time.perf_counter()
     canvas = from_prompts(
         [prompts[slot.task_id] for slot in slots],
         new_tokens=plan.new_tokens,
         mask_id=sampler.predictor.mask_id,
-        pad_id=codec.pad_id,
+        pad_id=plan.pad_id,
         device=next(sampler.predictor.parameters()).device,
     )
     noise = RowNoise([plan.row_seed(slot, numbers) for slot in slots], canvas.positions_BL)
@@ -209,11 +244,11 @@ def _sample(
     made = []
     for slot, ids, nfe in zip(slots, rows, spent, strict=True):
         prompt = prompts[slot.task_id]
-        text, num_tokens, ended = codec.answer(ids[len(prompt) :], turn_ends=plan.task.turns_end)
+        text, num_tokens, ended = plan.answer(ids[len(prompt) :])
         ended = ended or truncate_at(text, plan.task.stops)[1] is not None
         made.append(
             GeneratedAnswer(
-                slot.task_id, slot.sample, slot.seed, codec.decode(prompt), text, num_tokens, nfe, not ended,
+                slot.task_id, slot.sample, slot.seed, plan.decode(prompt), text, num_tokens, nfe, not ended,
                 round(seconds, 4),
             )
         )  # fmt: skip

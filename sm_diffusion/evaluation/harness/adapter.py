@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sm_diffusion
 from sm_diffusion.evaluation.harness.decode import Job, generate, greedy_matches
+from sm_diffusion.evaluation.harness.opened import OpenedModel, OpenModel
 from sm_diffusion.evaluation.harness.settings import HarnessSettings, Wish, wish_of
 from sm_diffusion.evaluation.harness.text import Texts
 from sm_diffusion.evaluation.likelihood import (
@@ -26,11 +25,7 @@ from sm_diffusion.evaluation.likelihood import (
     Passage,
     noise_level,
 )
-from sm_diffusion.files import sha256_of
 from sm_diffusion.types import UserError
-
-if TYPE_CHECKING:
-    from sm_diffusion.app.load import LoadedModel
 
 MODEL_NAME = "sm_diffusion"
 _CHUNK = 256  # requests decoded greedily before they are scored: what an interruption can cost
@@ -41,10 +36,10 @@ class Harness:
     """Answers to requests, in their order. An answer depends on its request and the settings alone: neither on the
     batch size nor on which requests came before, so an interrupted run goes on to the same numbers."""
 
-    def __init__(self, model: LoadedModel, settings: HarnessSettings) -> None:
+    def __init__(self, model: OpenedModel, settings: HarnessSettings) -> None:
         if settings.max_length is not None and not 2 <= settings.max_length <= model.length:
             raise UserError(f"max_length={settings.max_length}: must lie between 2 and the model's {model.length}")
-        self.model = model = replace(model, batch_sequences=settings.batch_size)
+        self.model = model = model.with_batch(settings.batch_size)
         self.settings = settings
         self.length = settings.max_length or model.length
         self.texts = Texts(model.tokenizer, model.chat, self.length)
@@ -116,14 +111,14 @@ class Harness:
 
     def info(self) -> dict[str, Any]:
         """Everything that decides the numbers, for `results.json`."""
-        path = Path(self.model.weights.path)
         return {
             "sm_diffusion": {
                 "version": sm_diffusion.__version__,
-                "checkpoint": str(path),
-                "checkpoint_sha256": sha256_of(path) if path.is_file() else None,
-                "checkpoint_step": self.model.weights.step,
-                "variant": self.model.run.variant.name,
+                "checkpoint": self.model.source,
+                "checkpoint_sha256": self.model.sha256,
+                "checkpoint_step": self.model.step,
+                "weights": self.model.weights,
+                "variant": self.model.variant,
                 "tokenizer_fingerprint": self.model.tokenizer.fingerprint(),
                 "length": self.length,
                 **self.settings.record(),
@@ -156,8 +151,11 @@ def _kept(kind: str, requests: list[Any], add: Callable[[str, Any, Any], None]) 
         yield keep
 
 
-def register() -> type:
-    """Make the model name `sm_diffusion` known to lm_eval; UserError where the package is missing."""
+def register(open_model: OpenModel) -> type:
+    """Make the model name `sm_diffusion` known to lm_eval; UserError where the package is missing.
+
+    open_model: opens what `pretrained` names, such as `sm_diffusion.load`.
+    """
     try:
         from lm_eval.api.model import LM
         from lm_eval.api.registry import model_registry
@@ -175,7 +173,7 @@ def register() -> type:
             if not pretrained:
                 raise UserError("model_args: pretrained is missing; give --model_args pretrained=CHECKPOINT")
             settings = HarnessSettings.parse(options)
-            self.harness = Harness(sm_diffusion.load(pretrained, weights=weights, device=str(device)), settings)
+            self.harness = Harness(open_model(pretrained, weights, str(device)), settings)
 
         def _keep(self, kind: str, requests: list[Any]) -> AbstractContextManager[Keep]:
             return _kept(kind, requests, lambda kind, args, answer: self.cache_hook.add_partial(kind, args, answer))

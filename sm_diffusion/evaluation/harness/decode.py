@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from sm_diffusion.evaluation.harness.opened import OpenedModel
 from sm_diffusion.evaluation.harness.settings import HarnessSettings, Wish
 from sm_diffusion.evaluation.likelihood import Passage
 from sm_diffusion.files import digest_bytes
 from sm_diffusion.sampling import MEASURES, ConfidenceOrder, Sampler, Threshold, TokenSampling
 from sm_diffusion.types import UserError
-
-if TYPE_CHECKING:
-    from sm_diffusion.app.load import LoadedModel
 
 
 class Job(NamedTuple):
@@ -33,29 +31,25 @@ class Job(NamedTuple):
 
 
 def generate(
-    model: LoadedModel,
+    model: OpenedModel,
     jobs: Sequence[Job],
     settings: HarnessSettings,
     answer: Callable[[Sequence[int], Sequence[str]], str],
     keep: Callable[[int, Any], None] | None,
 ) -> list[str]:
     """Answers in the order of the jobs; `keep` is called batch by batch, the longest prompts first."""
-    from sm_diffusion.app.load import answer_sampler
-
     mask_id, found = model.tokenizer.mask_id, {}
     groups: dict[tuple[int, float | None, float | None], list[Job]] = {}
     for job in jobs:
         groups.setdefault((job.wish.new_tokens, job.wish.temperature, job.wish.top_p), []).append(job)
     for (new_tokens, temperature, top_p), group in groups.items():
-        sampler = model.sampler(
-            answer_sampler(
-                settings.sampler,
-                new_tokens=new_tokens,
-                nfe=settings.nfe,
-                steps=settings.steps,
-                temperature=temperature,
-                top_p=top_p,
-            )
+        sampler = model.answer_sampler(
+            settings.sampler,
+            new_tokens=new_tokens,
+            nfe=settings.nfe,
+            steps=settings.steps,
+            temperature=temperature,
+            top_p=top_p,
         )
         group.sort(key=lambda job: -len(job.prompt))
         for start in range(0, len(group), settings.batch_size):
@@ -69,7 +63,7 @@ def generate(
     return [found[job.place] for job in jobs]
 
 
-def greedy_matches(model: LoadedModel, passages: Sequence[Passage], batch_size: int) -> dict[int, bool]:
+def greedy_matches(model: OpenedModel, passages: Sequence[Passage], batch_size: int) -> dict[int, bool]:
     """Whether decoding one token a step, the most probable at the surest position, gives the continuation.
 
     Continuations of one context with equally many tokens share a decoding.
@@ -95,6 +89,6 @@ def greedy_matches(model: LoadedModel, passages: Sequence[Passage], batch_size: 
 
 
 def _filled(
-    model: LoadedModel, rows: Sequence[Sequence[int]], sampler: Sampler, seeds: Sequence[int]
+    model: OpenedModel, rows: Sequence[Sequence[int]], sampler: Sampler, seeds: Sequence[int]
 ) -> list[list[int]]:
     return [ids for canvas, out in model.run_sampler(rows, sampler, seeds=seeds) for ids in canvas.texts(out.ids_BL)]

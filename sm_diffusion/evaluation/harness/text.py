@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from sm_diffusion.data.chat.face import ChatFace
+from sm_diffusion.data.chat.format import ChatFormat, stop_ids_of
 from sm_diffusion.data.tokenizers.base import TextTokenizer, encode_piece
 from sm_diffusion.evaluation.likelihood import Passage
 from sm_diffusion.types import UserError
-
-
-def stop_ids_of(tokenizer: TextTokenizer, chat: ChatFace | None) -> frozenset[int]:
-    """Ids that end an answer. The space that separates documents of characters is no end."""
-    if chat is not None:
-        return chat.stop_ids
-    return frozenset({tokenizer.eos_id} if tokenizer.decode([tokenizer.eos_id]).strip() else ())
 
 
 def cut(ids: Sequence[int], stop_ids: frozenset[int]) -> list[int]:
@@ -26,7 +19,7 @@ def cut(ids: Sequence[int], stop_ids: frozenset[int]) -> list[int]:
 class Texts:
     """length: tokens of the longest text. num_truncated: prompts that were cut on the left to fit."""
 
-    def __init__(self, tokenizer: TextTokenizer, chat: ChatFace | None, length: int) -> None:
+    def __init__(self, tokenizer: TextTokenizer, chat: ChatFormat | None, length: int) -> None:
         self.tokenizer = tokenizer
         self.chat = chat
         self.length = length
@@ -102,7 +95,7 @@ class Texts:
             raise UserError(f"--apply_chat_template {wanted}: there is one template only; leave the name out")
         return self._talks().template
 
-    def _talks(self) -> ChatFace:
+    def _talks(self) -> ChatFormat:
         if self.chat is None:
             raise UserError(
                 "--apply_chat_template: the model has no chat template (it was trained on plain text); leave it out"

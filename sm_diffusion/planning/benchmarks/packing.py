@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from sm_diffusion.data.chat.cache import prepare_chat
+from sm_diffusion.data.chat.format import RoleLines
 from sm_diffusion.data.chat.python_chat import PythonChat
 from sm_diffusion.data.chat.rows import PackedRows, PaddedRows, RowMaker, longest_row
-from sm_diffusion.data.chat.tokenizers import PlainChat
 from sm_diffusion.data.loader import LoaderSettings, table_loader
 from sm_diffusion.data.tokenizers.base import ByteTokenizer
 
@@ -21,7 +21,7 @@ def measure_packing(cache_dir: Path) -> dict[str, float]:
 
     data=python_chat, bytes, at most 2,048 tokens a sample, rows of one such sample with its padding.
     """
-    tokenizer = PlainChat(ByteTokenizer())
+    tokenizer = RoleLines(ByteTokenizer())
     cache = prepare_chat(
         source=PythonChat(validation_fraction=0.05),
         tokenizer=tokenizer,

@@ -1,4 +1,4 @@
-"""A trained model as a Python object: load it, generate with it.
+"""A trained model as a Python object: everything that is needed to use it, and generating with it.
 
     import sm_diffusion
 
@@ -10,23 +10,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from sm_diffusion.app.build import build_predictor, build_schedule
+from sm_diffusion.app.build import build_schedule
 from sm_diffusion.app.build_sampler import build_sampler, with_overrides
-from sm_diffusion.app.build_tokenizer import open_tokenizer
 from sm_diffusion.config import schema
 from sm_diffusion.config.schema_sampler import SamplerConfig, TimedSamplerConfig
-from sm_diffusion.config.store import compose_config, restore_train_config
-from sm_diffusion.data.chat.face import ChatFace
+from sm_diffusion.config.store import compose_config
+from sm_diffusion.data.chat.format import ChatFormat, stop_ids_of
 from sm_diffusion.data.tokenizers.base import MASK_TEXT, TextTokenizer, encode_piece
-from sm_diffusion.denoisers.checkpoints.weights import Weights, load_into, read_weights
-from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
+from sm_diffusion.denoisers.adapters.transparency import FILE_NAME as TRANSPARENCY_FILE
+from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.diffusion.schedule import NoiseSchedule
 from sm_diffusion.evaluation.generation.samples import row_seed
+from sm_diffusion.files import digest, sha256_of
 from sm_diffusion.sampling import Canvas, RowNoise, Sampler, SamplerOutput, from_rows
 from sm_diffusion.sampling.trajectory import Frame
 from sm_diffusion.types import UserError
@@ -35,25 +36,84 @@ Prompt = str | Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadedModel:
+class Model:
     """A network with its tokenizer.
 
+    predictor:       the network and, where it is soft-masked, its omegas.
+    mixing:          how its soft mask blends embeddings, linear or spherical; None: it has no soft mask.
+    tokenizer:       text to ids and back.
+    chat:            how a conversation becomes ids; None: it was trained on plain text.
     length:          tokens of the longest text, prompt included: what the network was trained on.
-    chat:            how to talk to it; None: it was trained on plain text.
+    run:             the settings it was trained with, as far as they are known.
+    source:          where it was opened from.
+    weights:         "ema", "raw" or "as published".
+    step:            of its training; None: not known.
+    files:           checkpoint, or folders, that hold its weights.
     batch_sequences: rows of one forward pass; changes no text.
     """
 
     predictor: Predictor
+    mixing: str | None
     tokenizer: TextTokenizer
+    chat: ChatFormat | None
     length: int
     run: schema.TrainConfig
-    weights: Weights
-    chat: ChatFace | None = None
+    source: str
+    weights: str
+    step: int | None
+    files: tuple[Path, ...]
     batch_sequences: int = 16
 
     @property
     def device(self) -> torch.device:
         return next(self.predictor.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's weights in memory; adapters are float32 beside it."""
+        return next(self.predictor.denoiser.parameters()).dtype
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """An answer ends before the first of them."""
+        return stop_ids_of(self.tokenizer, self.chat)
+
+    @property
+    def pad_id(self) -> int:
+        """Fills rows up; nothing attends to it."""
+        return self.tokenizer.eos_id if self.chat is None else self.chat.pad_id
+
+    @property
+    def variant(self) -> str:
+        """mdlm or soft_masked."""
+        return self.run.variant.name
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule it was trained with."""
+        return build_schedule(self.run.schedule)
+
+    @property
+    def time_conditioning(self) -> bool:
+        """Whether the network is told its noise level."""
+        return isinstance(self.run.model, schema.DiTConfig) and self.run.model.time_conditioning
+
+    @property
+    def told_schedule(self) -> NoiseSchedule | None:
+        """The schedule from which the network is told its noise level; None: it is not told."""
+        return self.schedule if self.time_conditioning else None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the weights and omegas: of the checkpoint file, or of what the folders hold, by name and content."""
+        if self.files[0].is_file():
+            return sha256_of(self.files[0])
+        held = [sorted([*folder.glob("*.safetensors"), *folder.glob(TRANSPARENCY_FILE)]) for folder in self.files]
+        return digest(*(f"|{path.name}|{sha256_of(path)}" for paths in held for path in paths))
+
+    def with_batch(self, batch_sequences: int) -> Model:
+        """The same model with so many rows a forward pass."""
+        return replace(self, batch_sequences=batch_sequences)
 
     def generate(
         self,
@@ -81,21 +141,34 @@ class LoadedModel:
         batches = self.run_sampler(rows, self.sampler(settings), seed=seed)
         return [self.tokenizer.decode(ids) for canvas, out in batches for ids in canvas.texts(out.ids_BL)]
 
-    @property
-    def told_schedule(self) -> NoiseSchedule | None:
-        """The schedule from which the network is told its noise level; None: it is not told."""
-        model = self.run.model
-        told = isinstance(model, schema.DiTConfig) and model.time_conditioning
-        return build_schedule(self.run.schedule) if told else None
+    def sampler(self, settings: SamplerConfig, predictor: Predictor | None = None) -> Sampler:
+        """The sampling loop over this network, with the noise schedule it was trained with.
 
-    def sampler(self, settings: SamplerConfig) -> Sampler:
-        """The sampling loop over this network, with the noise schedule it was trained with."""
+        predictor: the same network read in another way, such as without feedback; None: this model's.
+        """
         return build_sampler(
             settings,
-            self.predictor,
-            schedule=build_schedule(self.run.schedule),
-            time_conditioning=self.told_schedule is not None,
+            self.predictor if predictor is None else predictor,
+            schedule=self.schedule,
+            time_conditioning=self.time_conditioning,
         )
+
+    def answer_sampler(
+        self,
+        name: str,
+        *,
+        new_tokens: int,
+        nfe: float = 1.0,
+        steps: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+    ) -> Sampler:
+        """The sampler of conf/sampler/<name>.yaml for an answer of `new_tokens`: `steps`, else nfe * new_tokens, at
+        least one."""
+        settings = named_sampler(name)
+        if steps is None and (isinstance(settings, TimedSamplerConfig) or nfe != 1):
+            steps = max(1, round(nfe * new_tokens))
+        return self.sampler(with_overrides(settings, steps=steps, temperature=temperature, top_p=top_p))
 
     def rows(
         self, prompts: Sequence[Prompt] | None = None, *, num_samples: int = 1, length: int | None = None
@@ -174,96 +247,3 @@ def named_sampler(name: str, overrides: Sequence[str] = ()) -> SamplerConfig:
     """The settings of conf/sampler/<name>.yaml; UserError lists the names. overrides: such as sampler.eta=0.1."""
     settings: SamplerConfig = compose_config("sample", [f"sampler={name}", *overrides]).sampler
     return settings
-
-
-def answer_sampler(
-    name: str,
-    *,
-    new_tokens: int,
-    nfe: float = 1.0,
-    steps: int | None = None,
-    temperature: float | None = None,
-    top_p: float | None = None,
-) -> SamplerConfig:
-    """The sampler of that name for an answer of `new_tokens`: `steps`, else nfe * new_tokens, at least one."""
-    settings = named_sampler(name)
-    if steps is None and (isinstance(settings, TimedSamplerConfig) or nfe != 1):
-        steps = max(1, round(nfe * new_tokens))
-    return with_overrides(settings, steps=steps, temperature=temperature, top_p=top_p)
-
-
-def load(
-    path: str | Path, weights: str = "ema", device: str = "auto", overrides: Sequence[str] = ()
-) -> LoadedModel:
-    """A trained model: its network, its tokenizer and how to talk to it.
-
-    path:      a checkpoint; an adapter folder; a model folder (exported by `smd convert`, or published Dream, LLaDA,
-               Qwen2, Qwen3, Llama); or the hub id of one, `owner/name` or `owner/name@revision`.
-    weights:   "ema" or "raw", of a checkpoint; "ema" means raw where a run kept no average by default (adapters).
-    device:    "auto" (CUDA where there is one), "cpu", "cuda", ...
-    overrides: of eval.py. A published checkpoint does not say its sizes and tokenizer:
-               ["model=dit_169m", "data=text_files", "data.paths=[x]", "data.tokenizer.kind=hub", ...];
-               a folder takes model=NAME with model.dtype and model.path (where an adapter's base has moved).
-    Raises UserError for what is missing, broken or foreign.
-    """
-    config: schema.EvalConfig = compose_config("eval", ["checkpoint=given", *overrides])
-    config.checkpoint = str(path)
-    if Path(path).is_file():
-        model = _load_checkpoint(config, weights)
-    else:
-        from sm_diffusion.app.load_folder import load_folder
-
-        model = load_folder(config)
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    try:
-        model.predictor.to(name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={device}: cannot be used ({str(error).splitlines()[0]}); choose cpu") from None
-    model.predictor.eval()
-    return model
-
-
-def _load_checkpoint(config: schema.EvalConfig, weights: str) -> LoadedModel:
-    found = read_weights(config.checkpoint, weights="raw" if weights == "ema" else weights)
-    run = run_config(config, found)
-    if weights == "ema" and (run.peft.kind == "none" or run.callbacks.ema.enabled):
-        found = read_weights(config.checkpoint, weights="ema")
-    # With another corpus than its own, the checkpoint's tokenizer is another one, too.
-    files = found.provenance.get("tokenizer") if found.provenance is not None and config.data is None else None
-    spoken = open_tokenizer(run.data, files)
-    predictor = build_predictor(run, vocab_size=spoken.tokenizer.vocab_size, mask_id=spoken.tokenizer.mask_id)
-    load_weights(predictor, found)
-    return LoadedModel(
-        predictor=predictor,
-        tokenizer=spoken.tokenizer,
-        length=run.data.length,
-        run=run,
-        weights=found,
-        chat=spoken.chat,
-    )
-
-
-def run_config(config: schema.EvalConfig, weights: Weights) -> schema.TrainConfig:
-    """The training configuration of the checkpoint, with what the evaluation replaces."""
-    if weights.provenance is not None:
-        run = restore_train_config(weights.provenance)
-    else:
-        if config.model is None or config.data is None:
-            raise UserError(
-                f"checkpoint={weights.path}: a published checkpoint does not say its model and corpus; "
-                "give model=... and data=..."
-            )
-        variant = schema.SoftMaskedVariantConfig() if weights.soft_mask else schema.MDLMVariantConfig()
-        run = schema.TrainConfig(variant=variant, soft_mask=config.soft_mask)
-    run.model = config.model or run.model
-    run.data = config.data or run.data
-    return run
-
-
-def load_weights(predictor: Predictor, weights: Weights) -> None:
-    """Copy a checkpoint's network and omegas into a predictor built for them."""
-    load_into(predictor.denoiser, weights.denoiser, source=weights.path, what="model and corpus")
-    if isinstance(predictor, SoftMaskPredictor):
-        own = predictor.soft_mask.state_dict()
-        loaded = {name: value for name, value in weights.soft_mask.items() if name in own}
-        load_into(predictor.soft_mask, loaded, source=weights.path, what="soft mask")

@@ -1,16 +1,15 @@
-"""Conversations for fine-tuning: where they come from, how they become ids, and the cache they are read from."""
+"""Conversations for fine-tuning: where they come from."""
 
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sm_diffusion.data.chat.collate import ROLES, ChatSample, encode_chat
 from sm_diffusion.data.corpora.base import (
     Document,
     TokenSource,
@@ -19,8 +18,6 @@ from sm_diffusion.data.corpora.base import (
     in_validation,
     text_of_bytes,
 )
-from sm_diffusion.data.tokenizers.base import TextTokenizer
-from sm_diffusion.data.tokenizers.subword import hub_files
 from sm_diffusion.files import digest, parse_json, sha256_of
 from sm_diffusion.types import UserError
 
@@ -129,100 +126,3 @@ class ChatFiles(ChatSource):
         ):
             raise UserError(f'{where}: {self._field} must be a list of {{"role": text, "content": text}}')
         return Conversation([{name: message[name] for name in texts} for message in messages], where)
-
-
-# --------------------------------------------------------------------------------------------------------- tokenizers
-
-
-class ChatTokenizer(ABC):
-    """From conversations to ids. vocab_size: V, the mask included. pad_id: also ends an answer, as in Dream."""
-
-    vocab_size: int
-    mask_id: int
-    pad_id: int
-    forbidden_ids: frozenset[int] = frozenset()
-
-    @abstractmethod
-    def encode(self, messages: Sequence[Mapping[str, str]]) -> ChatSample | None:
-        """Prompt and response; None where there is no prompt, or no response of the assistant at the end."""
-
-    @abstractmethod
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """Hex digest of everything that decides the ids."""
-
-    @abstractmethod
-    def files(self) -> dict[str, str]:
-        """Name -> content of what it is built from again; see `TextTokenizer.files`."""
-
-
-def plain_head(turns: Sequence[tuple[str, str]]) -> str:
-    """Turns of (role, content) as lines, up to where the assistant's reply starts."""
-    return "".join(f"{role}: {content}\n" for role, content in turns) + "assistant: "
-
-
-class PlainChat(ChatTokenizer):
-    """A text tokenizer without a chat template: "role: content" lines, the response ends with the end of text."""
-
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self.vocab_size, self.mask_id, self.pad_id = tokenizer.vocab_size, tokenizer.mask_id, tokenizer.eos_id
-
-    def encode(self, messages: Sequence[Mapping[str, str]]) -> ChatSample | None:
-        turns = [(ROLES.get(message["role"], message["role"]), message["content"]) for message in messages]
-        if len(turns) < 2 or turns[-1][0] != "assistant":
-            return None
-        prompt, response = self._tokenizer.encode_batch([plain_head(turns[:-1]), turns[-1][1]])
-        return ChatSample([*prompt, *response, self.pad_id], len(prompt))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids)
-
-    def fingerprint(self) -> str:
-        return digest(f"plain chat 1 {self._tokenizer.fingerprint()}")
-
-    def files(self) -> dict[str, str]:
-        return self._tokenizer.files()
-
-
-class TemplateChat(ChatTokenizer):
-    """A tokenizer of transformers with its chat template.
-
-    mask_id:   None: its own mask token.
-    forbidden: tokens whose samples are dropped; those it does not know do not count.
-
-    Errors: UserError without a chat template, a mask token, or a token that ends a text.
-    """
-
-    def __init__(self, tokenizer: Any, *, name: str, mask_id: int | None, forbidden: Sequence[str]) -> None:
-        if not tokenizer.chat_template:
-            raise UserError(f"{name}: the tokenizer has no chat template: use the tokenizer of an instruct model")
-        mask_id = tokenizer.mask_token_id if mask_id is None else mask_id
-        if mask_id is None:
-            raise UserError(f"{name}: the tokenizer has no mask token: set data.tokenizer.mask=auto to add one")
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        if pad_id is None:
-            raise UserError(f"{name}: the tokenizer has neither a padding token nor an end of text: set pad_token")
-        self._tokenizer = tokenizer
-        self.mask_id, self.pad_id = int(mask_id), int(pad_id)
-        self.vocab_size = max(len(tokenizer), self.mask_id + 1)
-        known = tokenizer.get_vocab()
-        self.forbidden_ids = frozenset(known[token] for token in forbidden if token in known)
-
-    def encode(self, messages: Sequence[Mapping[str, str]]) -> ChatSample | None:
-        return encode_chat(messages, self._tokenizer)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        own = [index for index in ids if index < len(self._tokenizer)]
-        text: str = self._tokenizer.decode(own, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
-
-    def fingerprint(self) -> str:
-        vocabulary = digest(json.dumps(sorted(self._tokenizer.get_vocab().items())))
-        state = [vocabulary, self._tokenizer.chat_template, self.mask_id, self.pad_id, sorted(self.forbidden_ids)]
-        return digest(json.dumps(["template chat 1", *state]))
-
-    def files(self) -> dict[str, str]:
-        return hub_files(self._tokenizer)
