@@ -137,6 +137,11 @@ def _broken(root: Path, how: str) -> Path | str:
         folder.mkdir(exist_ok=True)
         (folder / "tree.pt").write_text("x")
         return folder
+    if how == "adapter":
+        folder = root / "damaged-adapter"
+        folder.mkdir(exist_ok=True)
+        (folder / "adapter_config.json").write_text('{"base_model_')
+        return folder
     if how == "card":
         folder = write_model(root / "card")
         (folder / "smd_model.json").write_text("{")
@@ -150,7 +155,8 @@ def _broken(root: Path, how: str) -> Path | str:
         ("bare", r"bare: neither a model folder \(config.json\) nor an adapter folder"),
         ("no tokenizer", r"speechless: no tokenizer beside the weights \(tokenizer.json"),
         ("shards", r"shards.ckpt: a checkpoint in shards"),
-        ("card", r"smd_model.json: not readable"),
+        ("card", r"smd_model.json: not a JSON file .*; write it again with smd convert"),
+        ("adapter", r"damaged-adapter/adapter_config.json: not a JSON file .*; copy the adapter folder again"),
         ("nothing", r"runs/nowhere/last.ckpt: no such file or folder; give a checkpoint"),
         ("hub", r"someone/model: no such file or folder; .*owner/name@commit"),
     ],
