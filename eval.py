@@ -6,8 +6,8 @@
 
 from typing import Any
 
-from sm_diffusion.config.schema import EvalConfig
-from sm_diffusion.config.store import launch
+from sm_diffusion.config.launch import launch
+from sm_diffusion.config.root import EvalConfig
 
 
 def run(config: EvalConfig) -> dict[str, Any]:

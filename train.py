@@ -7,8 +7,8 @@
 `smd config` prints the resolved configuration, `smd plan` what it costs.
 """
 
-from sm_diffusion.config.schema import TrainConfig
-from sm_diffusion.config.store import launch
+from sm_diffusion.config.launch import launch
+from sm_diffusion.config.root import TrainConfig
 
 
 def run(config: TrainConfig) -> float:

@@ -6,8 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sm_diffusion.app.build_hf import build_chat_datamodule, build_chat_source
-from sm_diffusion.config import schema
-from sm_diffusion.config.schema_data import FilterConfig
+from sm_diffusion.config.schema_data import (
+    DataConfig,
+    FileCorpusConfig,
+    FilterConfig,
+    MixtureConfig,
+    PythonCorpusConfig,
+    TextFilesConfig,
+)
+from sm_diffusion.config.schema_peft import ChatConfig
 from sm_diffusion.data.chat.datamodule import ChatDataModule
 from sm_diffusion.data.corpora.base import TextFiles, TokenSource
 from sm_diffusion.data.corpora.file_corpus import SPLITS, CorpusFiles, FileCorpus
@@ -32,16 +39,16 @@ from sm_diffusion.data.tokenizers.build import TokenizerSpec, build_tokenizer
 from sm_diffusion.types import UserError
 
 
-def micro_batch_sequences(data: schema.DataConfig, world_size: int) -> int:
+def micro_batch_sequences(data: DataConfig, world_size: int) -> int:
     """Sequences a forward pass on each rank."""
     return data.micro_batch_sequences or data.global_batch_sequences // world_size
 
 
-def build_source(data: schema.DataConfig) -> TokenSource:
+def build_source(data: DataConfig) -> TokenSource:
     match data:
-        case schema.PythonCorpusConfig():
+        case PythonCorpusConfig():
             return PythonCorpus(kind=data.kind, validation_fraction=data.validation_fraction)
-        case schema.TextFilesConfig():
+        case TextFilesConfig():
             return TextFiles(
                 paths=data.paths,
                 text_field=data.text_field,
@@ -49,11 +56,11 @@ def build_source(data: schema.DataConfig) -> TokenSource:
                 validation_fraction=data.validation_fraction,
                 validation_paths=data.validation_paths or None,
             )
-        case schema.ChatConfig():
+        case ChatConfig():
             return build_chat_source(data)
-        case schema.FileCorpusConfig():
+        case FileCorpusConfig():
             return NoSource() if data.prepared else build_file_corpus(data, cache_dir=data.cache_dir)
-        case schema.MixtureConfig():
+        case MixtureConfig():
             return JoinedSource({name: build_source(part) for name, part in data.parts.items()})
         case _:
             raise UserError(
@@ -61,19 +68,19 @@ def build_source(data: schema.DataConfig) -> TokenSource:
             )
 
 
-def build_storage(data: schema.DataConfig, source: TokenSource, *, seed: int) -> Storage:
+def build_storage(data: DataConfig, source: TokenSource, *, seed: int) -> Storage:
     """How the tokens of `source`, built from the same settings, are kept."""
     match data:
-        case schema.FileCorpusConfig():
+        case FileCorpusConfig():
             return _file_storage(data, cache_dir=data.cache_dir)
-        case schema.MixtureConfig():
+        case MixtureConfig():
             parts = {name: _file_storage(part, cache_dir=data.cache_dir) for name, part in data.parts.items()}
             return MixedTokens(parts, dict(data.mixture), seed=seed)
         case _:
             return CachedTokens(source)
 
 
-def _file_storage(data: schema.FileCorpusConfig, *, cache_dir: str) -> Storage:
+def _file_storage(data: FileCorpusConfig, *, cache_dir: str) -> Storage:
     if data.prepared:
         return PreparedTokens(data.prepared)
     corpus = build_file_corpus(data, cache_dir=cache_dir)
@@ -84,7 +91,7 @@ def _file_storage(data: schema.FileCorpusConfig, *, cache_dir: str) -> Storage:
 
 
 def build_file_corpus(
-    data: schema.FileCorpusConfig, *, cache_dir: str | Path, download: bool | None = None
+    data: FileCorpusConfig, *, cache_dir: str | Path, download: bool | None = None
 ) -> FileCorpus:
     """download: whether files of the hub are kept here; None: unless they are streamed."""
     return FileCorpus(
@@ -104,7 +111,7 @@ def build_file_corpus(
     )
 
 
-def _location(data: schema.FileCorpusConfig, cache_dir: Path, download: bool) -> Location:
+def _location(data: FileCorpusConfig, cache_dir: Path, download: bool) -> Location:
     if data.path:
         return LocalFolder(data.path, cache_dir)
     if data.repo:
@@ -134,12 +141,12 @@ class Preparation:
     preparers: dict[str, ShardPreparer]
 
 
-def build_preparation(data: schema.DataConfig, *, download: bool) -> Preparation:
+def build_preparation(data: DataConfig, *, download: bool) -> Preparation:
     """The shards of a corpus, or of each part of a mixture. download: False reads files of the hub where they are."""
-    parts: dict[str, schema.FileCorpusConfig] = {}
-    if isinstance(data, schema.MixtureConfig):
+    parts: dict[str, FileCorpusConfig] = {}
+    if isinstance(data, MixtureConfig):
         parts = dict(data.parts)
-    elif isinstance(data, schema.FileCorpusConfig):
+    elif isinstance(data, FileCorpusConfig):
         parts = {data.name: data}
     preparers = {}
     for name, part in parts.items():
@@ -158,14 +165,14 @@ def build_preparation(data: schema.DataConfig, *, download: bool) -> Preparation
     return Preparation(data.name, preparers)
 
 
-def tokenizer_spec(data: schema.DataConfig) -> TokenizerSpec:
+def tokenizer_spec(data: DataConfig) -> TokenizerSpec:
     tokenizer = data.tokenizer
     return TokenizerSpec(
         kind=tokenizer.kind, vocab_size=tokenizer.vocab_size, path=tokenizer.path or None, mask=tokenizer.mask
     )
 
 
-def build_datamodule(data: schema.DataConfig, *, seed: int, world_size: int) -> TokenDataModule | ChatDataModule:
+def build_datamodule(data: DataConfig, *, seed: int, world_size: int) -> TokenDataModule | ChatDataModule:
     loader = LoaderSettings(
         global_batch_sequences=data.global_batch_sequences,
         micro_batch_sequences=micro_batch_sequences(data, world_size),
@@ -174,7 +181,7 @@ def build_datamodule(data: schema.DataConfig, *, seed: int, world_size: int) -> 
         seed=seed,
         max_validation_sequences=data.max_validation_sequences,
     )
-    if isinstance(data, schema.ChatConfig):
+    if isinstance(data, ChatConfig):
         return build_chat_datamodule(data, loader=loader)
     source = build_source(data)
     return TokenDataModule(

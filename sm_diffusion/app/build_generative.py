@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from lightning.fabric import Fabric
 
 from sm_diffusion.app.build import EVALUATION_SEED
 from sm_diffusion.app.build_data import build_source
-from sm_diffusion.app.build_sampler import with_overrides
 from sm_diffusion.app.console import is_first_rank, say
 from sm_diffusion.app.model import Model
 from sm_diffusion.app.trainer import accelerator_of, precision_of
-from sm_diffusion.config import schema
-from sm_diffusion.config.store import CONF, compose_config
+from sm_diffusion.config.compose import compose_config
+from sm_diffusion.config.nodes import plain
+from sm_diffusion.config.root import EvalConfig
+from sm_diffusion.config.schema_data import FileCorpusConfig
+from sm_diffusion.config.schema_eval import GenerativeConfig, ZeroShotConfig
 from sm_diffusion.data.corpora.base import Document, TextFiles
 from sm_diffusion.data.datamodule import TokenDataModule
 from sm_diffusion.evaluation.generation.evaluator import GenerativeEvaluator, SampleSet, SamplingPlan, Scorers
@@ -25,6 +27,7 @@ from sm_diffusion.evaluation.generation.mauve import FEWEST, MauveScorer, requir
 from sm_diffusion.evaluation.generation.reader import CausalJudge, load_judge
 from sm_diffusion.evaluation.generation.samples import GenerationCache, cache_folder
 from sm_diffusion.evaluation.zero_shot import PackedText, ZeroShotEvaluator, pack
+from sm_diffusion.paths import CONF
 from sm_diffusion.training.callbacks.training_log import ValidationMetrics
 from sm_diffusion.training.module import DiffusionModule
 from sm_diffusion.types import UserError
@@ -34,7 +37,7 @@ from sm_diffusion.types import UserError
 class Evaluated:
     """An opened model, ready to be evaluated."""
 
-    config: schema.EvalConfig
+    config: EvalConfig
     model: Model
     module: DiffusionModule
     datamodule: TokenDataModule
@@ -43,7 +46,7 @@ class Evaluated:
 # ------------------------------------------------------------------------------------------------------- generative
 
 
-def build_generative(evaluated: Evaluated, settings: schema.GenerativeConfig) -> GenerativeEvaluator:
+def build_generative(evaluated: Evaluated, settings: GenerativeConfig) -> GenerativeEvaluator:
     """Judge and MAUVE's model are loaded first: what is missing shows before any sample is made."""
     config, model, datamodule = evaluated.config, evaluated.model, evaluated.datamodule
     length = settings.length or model.length
@@ -78,15 +81,15 @@ def build_generative(evaluated: Evaluated, settings: schema.GenerativeConfig) ->
     )
 
 
-def sample_sets(evaluated: Evaluated, settings: schema.GenerativeConfig, length: int) -> Iterator[SampleSet]:
+def sample_sets(evaluated: Evaluated, settings: GenerativeConfig, length: int) -> Iterator[SampleSet]:
     """One for each temperature, each with its cache."""
     config, model = evaluated.config, evaluated.model
     for temperature in settings.temperatures or [config.sampler.temperature]:
-        sampler = with_overrides(config.sampler, steps=None, temperature=temperature, top_p=None)
+        sampler = config.sampler.with_overrides(steps=None, temperature=temperature)
         key: dict[str, Any] = {
             "checkpoint_sha256": model.sha256,
             "weights": model.weights,
-            "sampler": asdict(sampler),
+            "sampler": plain(sampler, "sampler"),
             "length": length,
             "seed": config.seed,
         }
@@ -100,7 +103,7 @@ def sample_sets(evaluated: Evaluated, settings: schema.GenerativeConfig, length:
         yield SampleSet(temperature, model.sampler(sampler), GenerationCache(folder, key))
 
 
-def build_scorers(evaluated: Evaluated, settings: schema.GenerativeConfig, device: str) -> Scorers:
+def build_scorers(evaluated: Evaluated, settings: GenerativeConfig, device: str) -> Scorers:
     """Loaded on the CPU, by the first rank alone; moved to `device` when the samples are made."""
     if not is_first_rank():
         return Scorers()
@@ -155,12 +158,12 @@ def _references(evaluated: Evaluated, count: int) -> list[str]:
     return texts
 
 
-def _protocol(evaluated: Evaluated, settings: schema.GenerativeConfig, length: int) -> dict[str, Any]:
+def _protocol(evaluated: Evaluated, settings: GenerativeConfig, length: int) -> dict[str, Any]:
     return {
         "num_samples": settings.num_samples,
         "length": length,
         "seed": evaluated.config.seed,
-        "sampler": asdict(evaluated.config.sampler),
+        "sampler": plain(evaluated.config.sampler, "sampler"),
         "judge": settings.judge,
         "judge_tokens": settings.judge_tokens,
         "entropy": "unigram, nats, per sample over the model's token ids, averaged",
@@ -171,7 +174,7 @@ def _protocol(evaluated: Evaluated, settings: schema.GenerativeConfig, length: i
 # -------------------------------------------------------------------------------------------------------- zero-shot
 
 
-def build_zero_shot(evaluated: Evaluated, settings: schema.ZeroShotConfig) -> ZeroShotEvaluator:
+def build_zero_shot(evaluated: Evaluated, settings: ZeroShotConfig) -> ZeroShotEvaluator:
     tokenizer, length = evaluated.model.tokenizer, evaluated.model.length
     sources = {}
     for name in settings.sources:
@@ -189,7 +192,7 @@ def source_documents(name: str) -> tuple[Iterator[Document], bool]:
     options = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
     if name in options:
         data = compose_config("eval", ["checkpoint=none", f"data={name}"]).data
-        return build_source(data).validation(), not isinstance(data, schema.FileCorpusConfig) or data.add_eos
+        return build_source(data).validation(), not isinstance(data, FileCorpusConfig) or data.add_eos
     try:
         files = TextFiles(
             paths=[name], text_field="text", split_blank_lines=False, validation_fraction=0.5, validation_paths=None

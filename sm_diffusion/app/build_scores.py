@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,14 +10,13 @@ from typing import Any, NamedTuple
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 
-from sm_diffusion.app.build_sampler import with_total_steps
 from sm_diffusion.app.console import is_first_rank, say
 from sm_diffusion.app.model import Model, named_sampler
 from sm_diffusion.app.open_model import Given, open_model
 from sm_diffusion.app.trainer import accelerator_of, precision_of
 from sm_diffusion.app.validate_scores import fraction_of
-from sm_diffusion.config import schema
-from sm_diffusion.config.schema_sampler import SamplerConfig, TimedSamplerConfig
+from sm_diffusion.config.nodes import plain
+from sm_diffusion.config.root import EvalConfig
 from sm_diffusion.config.schema_scores import ScoresConfig
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
 from sm_diffusion.evaluation.base import EvalContext, EvalResult
@@ -27,6 +25,7 @@ from sm_diffusion.evaluation.benchmarks.evaluator import ScoreEvaluator, Setting
 from sm_diffusion.evaluation.benchmarks.tasks import BUDGETS, Task, build_task
 from sm_diffusion.evaluation.execution.executor import ExecutionLimits, Executor
 from sm_diffusion.evaluation.results import read_results
+from sm_diffusion.sampling.settings import SamplerSettings
 from sm_diffusion.types import UserError
 
 OFFICIAL_NFE = ("1", "1/2", "1/4")
@@ -51,7 +50,7 @@ PROTOCOLS = {
 }
 
 
-def evaluate_scores(config: schema.EvalConfig, settings: ScoresConfig) -> tuple[EvalResult, Model]:
+def evaluate_scores(config: EvalConfig, settings: ScoresConfig) -> tuple[EvalResult, Model]:
     """Everything cheap and everything that can be refused comes before the first answer is made."""
     model_free = _task(settings, settings.style or _style(settings))
     executor = _executor(settings, model_free) if is_first_rank() else None
@@ -108,7 +107,7 @@ def _executor(settings: ScoresConfig, task: Task) -> Executor | None:
 
 
 def _evaluator(
-    config: schema.EvalConfig,
+    config: EvalConfig,
     settings: ScoresConfig,
     model: Model,
     task: Task,
@@ -154,17 +153,17 @@ def _evaluator(
 
 
 def _settings(
-    config: schema.EvalConfig, settings: ScoresConfig, model: Model, plan: AnswerPlan, precision: str
+    config: EvalConfig, settings: ScoresConfig, model: Model, plan: AnswerPlan, precision: str
 ) -> Iterator[Setting]:
-    published = asdict(named_sampler(PROTOCOLS[settings.protocol].sampler))
+    published = plain(named_sampler(PROTOCOLS[settings.protocol].sampler), "sampler")
     root = Path(settings.records_dir or Path(config.output_dir) / "records").expanduser()
     for name, predictor in _readings(settings, model, config):
         for nfe in settings.nfe or ["own"]:
             steps = None if nfe == "own" else int(fraction_of(nfe) * plan.new_tokens)
             sampler = config.sampler
             if steps is not None:
-                sampler = with_total_steps(sampler, total=steps, new_tokens=plan.new_tokens)
-            elif isinstance(sampler, TimedSamplerConfig) and sampler.block_length is None:
+                sampler = sampler.with_total_steps(total=steps, new_tokens=plan.new_tokens)
+            elif sampler.num_steps is not None and sampler.block_length is None:
                 steps = sampler.num_steps
             label = nfe if nfe == "own" else str(fraction_of(nfe))
             protocol = _protocol(config, settings, plan, sampler, precision) | {
@@ -189,7 +188,7 @@ def _settings(
 
 
 def _readings(
-    settings: ScoresConfig, model: Model, config: schema.EvalConfig
+    settings: ScoresConfig, model: Model, config: EvalConfig
 ) -> Iterator[tuple[str, Predictor]]:
     label = settings.label or _label(config.checkpoint)
     soft = isinstance(model.predictor, SoftMaskPredictor)
@@ -211,9 +210,9 @@ def _label(checkpoint: str) -> str:
 
 
 def _protocol(
-    config: schema.EvalConfig, settings: ScoresConfig, plan: AnswerPlan, sampler: SamplerConfig, precision: str
+    config: EvalConfig, settings: ScoresConfig, plan: AnswerPlan, sampler: SamplerSettings, precision: str
 ) -> dict[str, Any]:
-    measure = vars(sampler).get("measure")
+    measure = plain(sampler, "sampler").get("measure")
     chat = None if plan.task.style == "completion" else plan.chat
     return {
         **plan.task.protocol(),
@@ -224,7 +223,7 @@ def _protocol(
         "order": sampler.name if measure is None else f"{sampler.name}, {measure}",
         "temperature": sampler.temperature,
         "top_p": sampler.top_p,
-        "sampler": asdict(sampler),
+        "sampler": plain(sampler, "sampler"),
         "seeds": list(plan.seeds),
         "num_samples": plan.num_samples,
         "precision": precision,

@@ -11,18 +11,20 @@ from sm_diffusion.paths import ROOT
 
 def composed(program: str, overrides: Sequence[str], *, checkpoint_exists: bool = True) -> dict[str, Any]:
     """The resolved and validated configuration as plain values."""
-    return dataclasses.asdict(compose_and_validate(program, overrides, checkpoint_exists=checkpoint_exists))
+    from sm_diffusion.config.nodes import plain
+
+    return plain(compose_and_validate(program, overrides, checkpoint_exists=checkpoint_exists))
 
 
 def compose_and_validate(program: str, overrides: Sequence[str], *, checkpoint_exists: bool = True) -> Any:
-    """The typed configuration (schema.TrainConfig or schema.EvalConfig); UserError lists all that is wrong.
+    """The typed configuration (TrainConfig or EvalConfig); UserError lists all that is wrong.
 
     For train, what depends on the moment is left to train.py: whether this machine has the device, whether the
     checkpoint to start from exists yet, whether the run folder is free. checkpoint_exists: for eval, the checkpoint
     must be there.
     """
     from sm_diffusion.app.validate import validate_eval, validate_train
-    from sm_diffusion.config.store import compose_config
+    from sm_diffusion.config.compose import compose_config
 
     config = compose_config(program, overrides)
     if program == "eval":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from sm_diffusion.app.model import Model
 from sm_diffusion.app.open_model import Given, open_model
 from sm_diffusion.app.trainer import accelerator_of, precision_of
 from sm_diffusion.app.validate import validate_eval
-from sm_diffusion.config import schema
+from sm_diffusion.config.nodes import plain
+from sm_diffusion.config.root import EvalConfig
+from sm_diffusion.config.schema_data import DataConfig
+from sm_diffusion.config.schema_eval import GenerativeConfig, PerplexityConfig, ZeroShotConfig
 from sm_diffusion.config.schema_scores import ScoresConfig
 from sm_diffusion.data.chat.datamodule import ChatDataModule
 from sm_diffusion.data.datamodule import TokenDataModule
@@ -31,7 +34,7 @@ from sm_diffusion.training.module import DiffusionModule
 from sm_diffusion.types import UserError
 
 
-def evaluate(config: schema.EvalConfig) -> dict[str, Any]:
+def evaluate(config: EvalConfig) -> dict[str, Any]:
     """Load a checkpoint, run the evaluator, write `results.json`."""
     validate_eval(config)
     quiet_libraries()
@@ -41,7 +44,7 @@ def evaluate(config: schema.EvalConfig) -> dict[str, Any]:
     model = open_model(config.checkpoint, Given.of(config))
     run = model.run
     run.data.eval_batch_sequences = config.batch_sequences
-    if isinstance(config.evaluator, schema.PerplexityConfig):
+    if isinstance(config.evaluator, PerplexityConfig):
         run.data.max_validation_sequences = config.evaluator.max_sequences or run.data.max_validation_sequences
     datamodule = _datamodule(config, model)
     module = build_module(
@@ -58,10 +61,10 @@ def evaluate(config: schema.EvalConfig) -> dict[str, Any]:
     return _write(config, result, model)
 
 
-def _datamodule(config: schema.EvalConfig, model: Model) -> TokenDataModule | ChatDataModule:
+def _datamodule(config: EvalConfig, model: Model) -> TokenDataModule | ChatDataModule:
     """The corpus to evaluate on, encoded by the model's own tokenizer. UserError where it is by another one."""
     data = model.run.data
-    if type(data) is schema.DataConfig:
+    if type(data) is DataConfig:
         raise UserError(f"checkpoint={config.checkpoint}: a folder does not say its corpus; give data=...")
     datamodule = build_datamodule(data, seed=model.run.seed, world_size=config.devices)
     datamodule.prepare()
@@ -76,7 +79,7 @@ def _datamodule(config: schema.EvalConfig, model: Model) -> TokenDataModule | Ch
     return datamodule
 
 
-def _write(config: schema.EvalConfig, result: EvalResult, model: Model) -> dict[str, Any]:
+def _write(config: EvalConfig, result: EvalResult, model: Model) -> dict[str, Any]:
     """`results.json`; evaluators without a table of their own have their metrics printed."""
     results = {
         "name": config.evaluator.name,
@@ -88,7 +91,7 @@ def _write(config: schema.EvalConfig, result: EvalResult, model: Model) -> dict[
         "checkpoint_step": model.step,
         "weights": model.weights,
         "seed": config.seed,
-        "config": asdict(config),
+        "config": plain(config),
         **environment(),
     }
     if is_first_rank():
@@ -102,18 +105,18 @@ def _write(config: schema.EvalConfig, result: EvalResult, model: Model) -> dict[
 
 def build_evaluator(evaluated: Evaluated) -> Evaluator:
     match evaluated.config.evaluator:
-        case schema.PerplexityConfig() as evaluator:
+        case PerplexityConfig() as evaluator:
             return PerplexityEvaluator(feedback=evaluator.feedback, repeats=evaluator.repeats)
-        case schema.GenerativeConfig() as generative:
+        case GenerativeConfig() as generative:
             return build_generative(evaluated, generative)
-        case schema.ZeroShotConfig() as zero_shot:
+        case ZeroShotConfig() as zero_shot:
             return build_zero_shot(evaluated, zero_shot)
         case other:
             raise UserError(f"evaluator={other.name}: choose perplexity, generative, zero_shot or a benchmark")
 
 
 def _nll_meter(
-    config: schema.EvalConfig, module: DiffusionModule, datamodule: TokenDataModule
+    config: EvalConfig, module: DiffusionModule, datamodule: TokenDataModule
 ) -> Callable[[bool, int], float]:
     accelerator = accelerator_of(config.accelerator)
     metrics = ValidationMetrics(bytes_per_token=datamodule.bytes_per_token("validation"))

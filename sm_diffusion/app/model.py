@@ -16,11 +16,9 @@ from pathlib import Path
 
 import torch
 
-from sm_diffusion.app.build import build_schedule
-from sm_diffusion.app.build_sampler import build_sampler, with_overrides
-from sm_diffusion.config import schema
-from sm_diffusion.config.schema_sampler import SamplerConfig, TimedSamplerConfig
-from sm_diffusion.config.store import compose_config
+from sm_diffusion.config.compose import compose_config
+from sm_diffusion.config.root import TrainConfig
+from sm_diffusion.config.schema_model import DiTConfig
 from sm_diffusion.data.chat.format import ChatFormat, stop_ids_of
 from sm_diffusion.data.tokenizers.base import MASK_TEXT, TextTokenizer, encode_piece
 from sm_diffusion.denoisers.adapters.transparency import FILE_NAME as TRANSPARENCY_FILE
@@ -29,6 +27,7 @@ from sm_diffusion.diffusion.schedule import NoiseSchedule
 from sm_diffusion.evaluation.generation.samples import row_seed
 from sm_diffusion.files import digest, sha256_of
 from sm_diffusion.sampling import Canvas, RowNoise, Sampler, SamplerOutput, from_rows
+from sm_diffusion.sampling.settings import SamplerSettings
 from sm_diffusion.sampling.trajectory import Frame
 from sm_diffusion.types import UserError
 
@@ -57,7 +56,7 @@ class Model:
     tokenizer: TextTokenizer
     chat: ChatFormat | None
     length: int
-    run: schema.TrainConfig
+    run: TrainConfig
     source: str
     weights: str
     step: int | None
@@ -91,12 +90,12 @@ class Model:
     @property
     def schedule(self) -> NoiseSchedule:
         """The noise schedule it was trained with."""
-        return build_schedule(self.run.schedule)
+        return self.run.schedule
 
     @property
     def time_conditioning(self) -> bool:
         """Whether the network is told its noise level."""
-        return isinstance(self.run.model, schema.DiTConfig) and self.run.model.time_conditioning
+        return isinstance(self.run.model, DiTConfig) and self.run.model.time_conditioning
 
     @property
     def told_schedule(self) -> NoiseSchedule | None:
@@ -122,7 +121,7 @@ class Model:
         num_samples: int = 1,
         length: int | None = None,
         steps: int | None = None,
-        sampler: str | SamplerConfig = "ancestral",
+        sampler: str | SamplerSettings = "ancestral",
         temperature: float | None = None,
         top_p: float | None = None,
         seed: int = 1,
@@ -136,18 +135,17 @@ class Model:
         Raises UserError for a prompt that does not fit, an unknown sampler and settings out of range.
         """
         settings = named_sampler(sampler) if isinstance(sampler, str) else sampler
-        settings = with_overrides(settings, steps=steps, temperature=temperature, top_p=top_p)
+        settings = settings.with_overrides(steps=steps, temperature=temperature, top_p=top_p)
         rows = self.rows(prompts, num_samples=num_samples, length=length)
         batches = self.run_sampler(rows, self.sampler(settings), seed=seed)
         return [self.tokenizer.decode(ids) for canvas, out in batches for ids in canvas.texts(out.ids_BL)]
 
-    def sampler(self, settings: SamplerConfig, predictor: Predictor | None = None) -> Sampler:
+    def sampler(self, settings: SamplerSettings, predictor: Predictor | None = None) -> Sampler:
         """The sampling loop over this network, with the noise schedule it was trained with.
 
         predictor: the same network read in another way, such as without feedback; None: this model's.
         """
-        return build_sampler(
-            settings,
+        return settings.build(
             self.predictor if predictor is None else predictor,
             schedule=self.schedule,
             time_conditioning=self.time_conditioning,
@@ -166,9 +164,9 @@ class Model:
         """The sampler of conf/sampler/<name>.yaml for an answer of `new_tokens`: `steps`, else nfe * new_tokens, at
         least one."""
         settings = named_sampler(name)
-        if steps is None and (isinstance(settings, TimedSamplerConfig) or nfe != 1):
+        if steps is None and (settings.num_steps is not None or nfe != 1):
             steps = max(1, round(nfe * new_tokens))
-        return self.sampler(with_overrides(settings, steps=steps, temperature=temperature, top_p=top_p))
+        return self.sampler(settings.with_overrides(steps=steps, temperature=temperature, top_p=top_p))
 
     def rows(
         self, prompts: Sequence[Prompt] | None = None, *, num_samples: int = 1, length: int | None = None
@@ -243,7 +241,7 @@ def infill_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
     return ids
 
 
-def named_sampler(name: str, overrides: Sequence[str] = ()) -> SamplerConfig:
+def named_sampler(name: str, overrides: Sequence[str] = ()) -> SamplerSettings:
     """The settings of conf/sampler/<name>.yaml; UserError lists the names. overrides: such as sampler.eta=0.1."""
-    settings: SamplerConfig = compose_config("sample", [f"sampler={name}", *overrides]).sampler
+    settings: SamplerSettings = compose_config("sample", [f"sampler={name}", *overrides]).sampler
     return settings

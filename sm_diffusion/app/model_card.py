@@ -13,11 +13,13 @@ Older folders lack the last three keys and say true or false for chat.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.config import schema
+from sm_diffusion.config.nodes import from_plain, plain
+from sm_diffusion.config.root import TrainConfig
+from sm_diffusion.config.schema_model import SoftMaskedVariantConfig
 from sm_diffusion.files import read_json, write_json, write_text
 from sm_diffusion.types import UserError
 
@@ -34,7 +36,7 @@ class ModelCard:
     length: int | None = None
     soft_mask: bool | None = None
     mixing: str | None = None
-    objective: schema.ObjectiveConfig | None = None
+    objective: Any = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -43,13 +45,13 @@ class ModelCard:
             "length": self.length,
             "soft_mask": self.soft_mask,
             "mixing": self.mixing,
-            "objective": None if self.objective is None else asdict(self.objective),
+            "objective": None if self.objective is None else plain(self.objective, "objective"),
         }
 
 
-def card_of_run(run: schema.TrainConfig, *, chat: str | None) -> ModelCard:
+def card_of_run(run: TrainConfig, *, chat: str | None) -> ModelCard:
     """The card of what a run trained. chat: the kind of its chat format; None: plain text."""
-    soft = isinstance(run.variant, schema.SoftMaskedVariantConfig)
+    soft = isinstance(run.variant, SoftMaskedVariantConfig)
     return ModelCard(
         tokenizer_kind=run.data.tokenizer.kind,
         mask=run.data.tokenizer.mask,
@@ -87,7 +89,7 @@ def read_card(folder: Path) -> ModelCard | None:
             length=None if length is None else int(length),
             soft_mask=card.get("soft_mask"),
             mixing=card.get("mixing"),
-            objective=None if objective is None else schema.ObjectiveConfig(**objective),
+            objective=None if objective is None else from_plain("objective", objective),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not readable ({error}); write it again with smd convert") from None

@@ -25,8 +25,11 @@ from sm_diffusion.app.console import say
 from sm_diffusion.app.model import Model
 from sm_diffusion.app.model_card import ModelCard, read_card
 from sm_diffusion.app.open_tokenizer import OpenedTokenizer, tokenizer_of_data, tokenizer_of_files
-from sm_diffusion.config import schema
-from sm_diffusion.config.store import compose_config, restore_train_config
+from sm_diffusion.config.compose import compose_config, restore_train_config
+from sm_diffusion.config.root import EvalConfig, TrainConfig
+from sm_diffusion.config.schema_data import DataConfig
+from sm_diffusion.config.schema_model import MDLMVariantConfig, ModelConfig, SoftMaskConfig, SoftMaskedVariantConfig
+from sm_diffusion.config.schema_peft import HFConfig
 from sm_diffusion.denoisers.adapters import peft, transparency
 from sm_diffusion.denoisers.checkpoints.weights import Weights, load_into, read_provenance, read_weights
 from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
@@ -39,6 +42,7 @@ from sm_diffusion.denoisers.pretrained.loading import (
     read_config,
 )
 from sm_diffusion.diffusion.contracts import Denoiser
+from sm_diffusion.diffusion.objective import MDLMSettings
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
 from sm_diffusion.diffusion.soft_mask import SoftMaskBase
 from sm_diffusion.types import UserError
@@ -61,12 +65,12 @@ class Given:
     """
 
     weights: str = "ema"
-    model: schema.ModelConfig | None = None
-    data: schema.DataConfig | None = None
-    soft_mask: schema.SoftMaskConfig = field(default_factory=schema.SoftMaskConfig)
+    model: ModelConfig | None = None
+    data: DataConfig | None = None
+    soft_mask: SoftMaskConfig = field(default_factory=SoftMaskConfig)
 
     @staticmethod
-    def of(config: schema.EvalConfig) -> Given:
+    def of(config: EvalConfig) -> Given:
         return Given(weights=config.weights, model=config.model, data=config.data, soft_mask=config.soft_mask)
 
 
@@ -89,7 +93,7 @@ class Network(NamedTuple):
     mixing: str | None
     base: Path
     card: ModelCard
-    settings: schema.HFConfig
+    settings: HFConfig
     assumed: list[str]
 
 
@@ -107,7 +111,7 @@ def load(path: str | Path, weights: str = "ema", device: str = "auto", overrides
     Raises:
         UserError: for what is missing, damaged or foreign, and for a device that cannot be used.
     """
-    config: schema.EvalConfig = compose_config("eval", ["checkpoint=given", *overrides])
+    config: EvalConfig = compose_config("eval", ["checkpoint=given", *overrides])
     config.weights = weights
     model = open_model(path, Given.of(config))
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -198,7 +202,7 @@ def read_checkpoint(path: Path, weights: str) -> tuple[Weights, str]:
     return read_weights(path, weights=weights), weights
 
 
-def run_config(weights: Weights, given: Given) -> schema.TrainConfig:
+def run_config(weights: Weights, given: Given) -> TrainConfig:
     """The training configuration of a checkpoint, with the corpus and network that are given instead."""
     if weights.provenance is not None:
         run = restore_train_config(weights.provenance)
@@ -208,14 +212,14 @@ def run_config(weights: Weights, given: Given) -> schema.TrainConfig:
                 f"checkpoint={weights.path}: a published checkpoint does not say its model and corpus; "
                 "give model=... and data=..."
             )
-        variant = schema.SoftMaskedVariantConfig() if weights.soft_mask else schema.MDLMVariantConfig()
-        run = schema.TrainConfig(variant=variant, soft_mask=given.soft_mask)
+        variant = SoftMaskedVariantConfig() if weights.soft_mask else MDLMVariantConfig()
+        run = TrainConfig(variant=variant, soft_mask=given.soft_mask)
     run.model = given.model or run.model
     run.data = given.data or run.data
     return run
 
 
-def _tokenizer_of_checkpoint(weights: Weights, run: schema.TrainConfig) -> OpenedTokenizer:
+def _tokenizer_of_checkpoint(weights: Weights, run: TrainConfig) -> OpenedTokenizer:
     """Its own, where it carries one: not that of another corpus it is used on."""
     provenance = weights.provenance
     if provenance is None or "tokenizer" not in provenance:
@@ -281,8 +285,8 @@ def _of_folder(place: Place, given: Given) -> Model:
 
 def open_network(place: Place, given: Given) -> Network:
     """The weights of an adapter or model folder, with its soft mask; the tokenizer is not looked at."""
-    settings = given.model or schema.HFConfig(name="folder", dtype="")
-    if not isinstance(settings, schema.HFConfig):
+    settings = given.model or HFConfig(name="folder", dtype="")
+    if not isinstance(settings, HFConfig):
         raise UserError(f"model={settings.name}: {place.name} is the folder of a causal LM: leave model out")
     name, revision = (place.name, place.revision)
     if place.kind == ADAPTER:
@@ -311,7 +315,7 @@ def open_network(place: Place, given: Given) -> Network:
     return Network(backbone, adapter, soft_mask, mixing, base, card, settings, assumed)
 
 
-def _base_of(place: Place, settings: schema.HFConfig) -> str:
+def _base_of(place: Place, settings: HFConfig) -> str:
     base = settings.path or peft.named_base(place.path)
     if base is None:
         raise UserError(f"{place.name}: does not name its base: give model=dream_7b and model.path=FOLDER")
@@ -320,7 +324,7 @@ def _base_of(place: Place, settings: schema.HFConfig) -> str:
     return base
 
 
-def _dtype(base: Path, settings: schema.HFConfig) -> torch.dtype:
+def _dtype(base: Path, settings: HFConfig) -> torch.dtype:
     """As the files are; other kinds of float run as bfloat16, as in training."""
     if not settings.dtype:
         said = read_config(base)
@@ -336,7 +340,7 @@ def _mixing(place: Place, card: ModelCard, given: Given, assumed: list[str]) -> 
     if card.mixing is None:
         assumed.append(f"{wanted} mixing (soft_mask.mixing=...)")
         return wanted
-    if wanted not in (card.mixing, schema.SoftMaskConfig().mixing):
+    if wanted not in (card.mixing, SoftMaskConfig().mixing):
         raise UserError(f"soft_mask.mixing={wanted}: {place.name} was trained with {card.mixing}: leave it out")
     return card.mixing
 
@@ -360,17 +364,17 @@ def _tokenizer_of_folder(place: Place, network: Network, given: Given) -> Opened
     )
 
 
-def _run_of_folder(network: Network, given: Given, length: int, *, chat: bool) -> schema.TrainConfig:
+def _run_of_folder(network: Network, given: Given, length: int, *, chat: bool) -> TrainConfig:
     """The settings a run would have had that are known: what evaluators build their objective from."""
-    variant = schema.MDLMVariantConfig() if network.soft_mask is None else schema.SoftMaskedVariantConfig()
-    soft_mask = schema.SoftMaskConfig(**{**vars(given.soft_mask), "mixing": network.mixing or "linear"})
+    variant = MDLMVariantConfig() if network.soft_mask is None else SoftMaskedVariantConfig()
+    soft_mask = SoftMaskConfig(**{**vars(given.soft_mask), "mixing": network.mixing or "linear"})
     objective = network.card.objective
     if objective is None:
-        objective = compose_config("train", ["objective=sft"]).objective if chat else schema.ObjectiveConfig()
-    return schema.TrainConfig(
+        objective = compose_config("train", ["objective=sft"]).objective if chat else MDLMSettings()
+    return TrainConfig(
         variant=variant,
         soft_mask=soft_mask,
         model=network.settings,
-        data=given.data or schema.DataConfig(name="none", length=length),
+        data=given.data or DataConfig(name="none", length=length),
         objective=objective,
     )

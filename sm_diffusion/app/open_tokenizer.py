@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from sm_diffusion.app.build_data import build_source, tokenizer_spec
 from sm_diffusion.app.build_hf import load_hub_tokenizer
-from sm_diffusion.config import schema
+from sm_diffusion.config.schema_data import DataConfig, TokenizerConfig
+from sm_diffusion.config.schema_peft import ChatConfig
 from sm_diffusion.data.chat.format import ChatFormat, ChatTemplate, RoleLines
 from sm_diffusion.data.stores.base import NoSource
 from sm_diffusion.data.tokenizers.base import TextTokenizer
@@ -25,7 +26,7 @@ class OpenedTokenizer(NamedTuple):
     chat: ChatFormat | None
 
 
-def tokenizer_of_data(data: schema.DataConfig, files: Mapping[str, str] | None) -> OpenedTokenizer:
+def tokenizer_of_data(data: DataConfig, files: Mapping[str, str] | None) -> OpenedTokenizer:
     """The tokenizer of models trained on this data.
 
     Args:
@@ -33,7 +34,7 @@ def tokenizer_of_data(data: schema.DataConfig, files: Mapping[str, str] | None) 
         files: as `TextTokenizer.files` gave them (empty: this kind needs none); None: nothing is recorded, so the
             tokenizer is opened by its name, or found by the corpus it was trained on.
     """
-    kind, chat = data.tokenizer.kind, isinstance(data, schema.ChatConfig)
+    kind, chat = data.tokenizer.kind, isinstance(data, ChatConfig)
     if files or kind in ("char", "byte"):
         with tempfile.TemporaryDirectory() as folder:
             for name, text in (files or {}).items():
@@ -68,7 +69,7 @@ def tokenizer_of_files(
             except Exception as error:  # the package raises bare Exception for every unreadable file
                 raise UserError(f"{folder / 'tokenizer.json'}: no readable tokenizer ({error})") from None
         case _:
-            spec = tokenizer_spec(schema.DataConfig(tokenizer=schema.TokenizerConfig(kind=kind)))
+            spec = tokenizer_spec(DataConfig(tokenizer=TokenizerConfig(kind=kind)))
             found = build_tokenizer(spec, source=NoSource(), cache_dir=folder)
     return OpenedTokenizer(found, RoleLines(found) if chat else None)
 

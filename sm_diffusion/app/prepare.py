@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sm_diffusion.app.build_data import build_datamodule, build_preparation
 from sm_diffusion.app.validate import validate_data
-from sm_diffusion.config import schema
-from sm_diffusion.config.store import compose_config
+from sm_diffusion.config.compose import compose_config
+from sm_diffusion.config.root import TrainConfig
 from sm_diffusion.data.chat.cache import ChatMeta, ChatSplit
 from sm_diffusion.data.stores.shard_format import read_manifest
 from sm_diffusion.data.stores.shard_preparer import ShardPreparer, cores
@@ -29,7 +29,7 @@ def prepare(
     Raises:
         UserError: The configuration is wrong, or the corpus is kept in one small file and has no shards.
     """
-    config: schema.TrainConfig = compose_config("train", overrides)
+    config: TrainConfig = compose_config("train", overrides)
     validate_data(config.data)
     preparation = build_preparation(config.data, download=not dry_run)
     if not preparation.preparers:
@@ -51,7 +51,7 @@ def prepare(
             print(_summary(name, preparer.folder))
 
 
-def _whole(config: schema.TrainConfig) -> None:
+def _whole(config: TrainConfig) -> None:
     data = build_datamodule(config.data, seed=config.seed, world_size=1)
     data.prepare()
     for split, counts in data.meta.splits.items():

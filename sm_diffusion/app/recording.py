@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sm_diffusion.app.model import Model
-    from sm_diffusion.config.schema_sampler import SamplerConfig
     from sm_diffusion.sampling import Canvas, SamplerOutput
+    from sm_diffusion.sampling.settings import SamplerSettings
 
 FORMAT = "smd-trajectory-1"
 
 
 def trajectory_json(
     model: Model,
-    settings: SamplerConfig,
+    settings: SamplerSettings,
     recorded: list[tuple[Canvas, SamplerOutput]],
     *,
     seed: int,
@@ -48,6 +47,8 @@ def trajectory_json(
                 }
             )
     seen = {token for row in rows for frame in row["frames"] for token in _tokens(frame)}
+    from sm_diffusion.config.nodes import plain
+
     predictor = model.predictor
     soft = predictor.soft_mask if isinstance(predictor, SoftMaskPredictor) else None
     return {
@@ -55,7 +56,7 @@ def trajectory_json(
         "checkpoint": str(checkpoint),
         "step": model.step,
         "variant": model.variant,
-        "sampler": asdict(settings),
+        "sampler": plain(settings, "sampler"),
         "seed": seed,
         "omegas": None if soft is None else {k: float(v) for k, v in _omegas(soft).items()},
         "states": states,

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import Strategy
 
-from sm_diffusion.config import schema
+from sm_diffusion.config.root import TrainConfig
+from sm_diffusion.config.schema_model import SoftMaskedVariantConfig
 from sm_diffusion.training.checkpoints.writer import Writer
 from sm_diffusion.training.strategies.base import ReplicatedStrategy, ShardedStrategy
 from sm_diffusion.training.strategies.sharding import ShardSettings
@@ -29,7 +30,7 @@ def precision_of(name: str, accelerator: str) -> str:
     return ("bf16-mixed" if accelerator == "cuda" else "32-true") if name == "auto" else name
 
 
-def build_strategy(config: schema.TrainConfig, writer: Writer) -> Strategy | str:
+def build_strategy(config: TrainConfig, writer: Writer) -> Strategy | str:
     """The strategy named by the configuration. UserError when its package is not installed."""
     match config.strategy.name:
         case "single":
@@ -44,7 +45,7 @@ def build_strategy(config: schema.TrainConfig, writer: Writer) -> Strategy | str
             raise UserError(f"strategy.name={name}: choose single, ddp, fsdp or deepspeed")
 
 
-def _shared(config: schema.TrainConfig) -> dict[str, Any]:
+def _shared(config: TrainConfig) -> dict[str, Any]:
     """Process group: its backend, and the seconds after which torch gives up on a collective."""
     strategy = config.strategy
     backend = strategy.backend
@@ -56,16 +57,16 @@ def _shared(config: schema.TrainConfig) -> dict[str, Any]:
     return {"process_group_backend": backend, "timeout": timedelta(seconds=seconds)}
 
 
-def _ddp(config: schema.TrainConfig) -> Strategy:
+def _ddp(config: TrainConfig) -> Strategy:
     find_unused = config.strategy.find_unused_parameters
     if find_unused is None:
-        find_unused = isinstance(config.variant, schema.SoftMaskedVariantConfig)
+        find_unused = isinstance(config.variant, SoftMaskedVariantConfig)
     return ReplicatedStrategy(
         find_unused_parameters=find_unused, gradient_as_bucket_view=True, **_shared(config)
     )
 
 
-def _fsdp(config: schema.TrainConfig, writer: Writer) -> Strategy:
+def _fsdp(config: TrainConfig, writer: Writer) -> Strategy:
     strategy = config.strategy
     precision = precision_of(config.trainer.precision, accelerator_of(config.trainer.accelerator))
     gather = strategy.gather_dtype
@@ -87,7 +88,7 @@ def _fsdp(config: schema.TrainConfig, writer: Writer) -> Strategy:
     )
 
 
-def _deepspeed(config: schema.TrainConfig, writer: Writer) -> Strategy:
+def _deepspeed(config: TrainConfig, writer: Writer) -> Strategy:
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError(NO_DEEPSPEED)
     return ZeroStrategy(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from sm_diffusion.app.publish import publish
 from sm_diffusion.app.trainer import HEARTBEAT, Built, build_trainer
 from sm_diffusion.app.validate import validate_train, validate_vocabulary
 from sm_diffusion.app.validate_hf import check_packages
-from sm_diffusion.config import schema
+from sm_diffusion.config.nodes import plain
+from sm_diffusion.config.root import TrainConfig
 from sm_diffusion.data.chat.datamodule import ChatDataModule
 from sm_diffusion.data.datamodule import TokenDataModule
 from sm_diffusion.denoisers.checkpoints.weights import check_fits, read_weights
@@ -35,7 +35,7 @@ from sm_diffusion.training.module import DiffusionModule
 from sm_diffusion.types import UserError
 
 
-def train(config: schema.TrainConfig, *, draw: Callable[[Path], object] | None = None) -> dict[str, Any]:
+def train(config: TrainConfig, *, draw: Callable[[Path], object] | None = None) -> dict[str, Any]:
     """Train, validate, and write the run folder; returns what `results.json` holds.
 
     draw: makes figures from the run folder, once its results are written, where `callbacks.plots` wants them.
@@ -80,7 +80,7 @@ def train(config: schema.TrainConfig, *, draw: Callable[[Path], object] | None =
     return results
 
 
-def _checkpoint_to_continue(config: schema.TrainConfig, module: DiffusionModule) -> str | None:
+def _checkpoint_to_continue(config: TrainConfig, module: DiffusionModule) -> str | None:
     """The checkpoint this run goes on from, cleaned up, verified and found to fit by the first process."""
     folder = Path(config.output_dir) / "checkpoints"
     path = Path(config.ckpt_path) if config.ckpt_path not in (None, "last", "auto") else folder / "last.ckpt"
@@ -117,7 +117,7 @@ def chat_kind(datamodule: TokenDataModule | ChatDataModule) -> str | None:
     return datamodule.tokenizer.kind if isinstance(datamodule, ChatDataModule) else None
 
 
-def _start_hash(config: schema.TrainConfig, folder: Path) -> str | None:
+def _start_hash(config: TrainConfig, folder: Path) -> str | None:
     """Of the checkpoint this run began with: a run that goes on keeps the one it noted."""
     noted = folder / "environment.json"
     if config.ckpt_path is not None and noted.is_file():
@@ -128,14 +128,14 @@ def _start_hash(config: schema.TrainConfig, folder: Path) -> str | None:
     return sha256_of(Path(config.init_from))
 
 
-def _start_folder(config: schema.TrainConfig, folder: Path, predictor: Predictor) -> None:
+def _start_folder(config: TrainConfig, folder: Path, predictor: Predictor) -> None:
     if config.overwrite and config.ckpt_path is None and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").unlink(missing_ok=True)
     made_from = _start_hash(config, folder)
     shutil.rmtree(folder / HEARTBEAT, ignore_errors=True)
-    OmegaConf.save(OmegaConf.create(asdict(config)), folder / "config.yaml")
+    OmegaConf.save(OmegaConf.create(plain(config)), folder / "config.yaml")
     write_json(folder / "environment.json", environment() | {"init_sha256": made_from})
     rows = [f"{p.numel():>14,}  {tuple(p.shape)!s:<18} {name}" for name, p in predictor.named_parameters()]
     total = sum(p.numel() for p in predictor.parameters())
@@ -144,7 +144,7 @@ def _start_folder(config: schema.TrainConfig, folder: Path, predictor: Predictor
 
 
 def _finish(
-    config: schema.TrainConfig,
+    config: TrainConfig,
     built: Built,
     module: DiffusionModule,
     datamodule: TokenDataModule | ChatDataModule,
@@ -167,7 +167,7 @@ def _finish(
         "omegas": {k.replace("/", "_"): v for k, v in omegas.items()} or None,
         "seed": config.seed,
         "weights": "ema" if config.callbacks.ema.enabled else "raw",
-        "config": asdict(config),
+        "config": plain(config),
         **environment(),
     }
     adapter = write_adapter_folder(module.predictor, folder / "adapter", writes=trainer.is_global_zero)

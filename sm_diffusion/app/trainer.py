@@ -13,8 +13,8 @@ from sm_diffusion.app.build_data import micro_batch_sequences
 from sm_diffusion.app.strategy import accelerator_of as accelerator_of
 from sm_diffusion.app.strategy import build_strategy
 from sm_diffusion.app.strategy import precision_of as precision_of
-from sm_diffusion.config import schema
-from sm_diffusion.config.schema_run import SKIPPED_STEPS, TRACED_STEPS
+from sm_diffusion.config.root import TrainConfig
+from sm_diffusion.config.schema_run import SKIPPED_STEPS, TRACED_STEPS, CheckpointConfig
 from sm_diffusion.training.callbacks.final_checkpoint import FinalState
 from sm_diffusion.training.callbacks.preemption import Preemption
 from sm_diffusion.training.callbacks.profiling import Profile
@@ -37,7 +37,7 @@ class Built(NamedTuple):
     final: FinalState
 
 
-def build_loggers(config: schema.TrainConfig, folder: Path) -> list[Logger]:
+def build_loggers(config: TrainConfig, folder: Path) -> list[Logger]:
     loggers: list[Logger] = []
     if config.logger.csv:
         # A resumed run writes a new version_<k>: what earlier ones logged is kept.
@@ -60,7 +60,7 @@ def build_loggers(config: schema.TrainConfig, folder: Path) -> list[Logger]:
     return loggers
 
 
-def build_checkpoints(settings: schema.CheckpointConfig, folder: Path) -> list[Callback]:
+def build_checkpoints(settings: CheckpointConfig, folder: Path) -> list[Callback]:
     """`last.ckpt` every so many steps, `best-*.ckpt` by validation NLL, and optionally every periodic one."""
     shared: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "save_on_train_epoch_end": False}
     periodic: dict[str, Any] = {"every_n_train_steps": settings.every_steps, **shared}
@@ -84,7 +84,7 @@ def build_checkpoints(settings: schema.CheckpointConfig, folder: Path) -> list[C
     return callbacks
 
 
-def build_trainer(config: schema.TrainConfig, *, bytes_per_token: float) -> Built:
+def build_trainer(config: TrainConfig, *, bytes_per_token: float) -> Built:
     """A trainer whose global batch is `data.global_batch_sequences` on any number of processes."""
     folder, settings = Path(config.output_dir), config.trainer
     accelerator = accelerator_of(settings.accelerator)

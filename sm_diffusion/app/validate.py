@@ -11,13 +11,18 @@ from pathlib import Path
 
 import torch
 
-from sm_diffusion.app.build_sampler import sampler_problems
 from sm_diffusion.app.validate_hf import hf_problems
 from sm_diffusion.app.validate_scores import scores_problems
 from sm_diffusion.app.validate_strategy import strategy_problems
-from sm_diffusion.config import schema
+from sm_diffusion.config.root import EvalConfig, TrainConfig
+from sm_diffusion.config.schema_data import DataConfig, FileCorpusConfig, TextFilesConfig
+from sm_diffusion.config.schema_eval import GenerativeConfig, PerplexityConfig, ZeroShotConfig
+from sm_diffusion.config.schema_model import DiTConfig, ModelConfig, SoftMaskedVariantConfig
+from sm_diffusion.config.schema_peft import HFConfig
+from sm_diffusion.config.schema_run import LoggerConfig
 from sm_diffusion.config.schema_scores import ScoresConfig
 from sm_diffusion.evaluation.generation.mauve import FEWEST, too_few
+from sm_diffusion.registry import problems_of
 from sm_diffusion.training.checkpoints.store import exists
 from sm_diffusion.training.feedback_window import StepWindow
 from sm_diffusion.types import UserError
@@ -25,13 +30,13 @@ from sm_diffusion.types import UserError
 Problems = Iterator[str]
 
 
-def validate_train(config: schema.TrainConfig) -> None:
+def validate_train(config: TrainConfig) -> None:
     """Raise UserError listing every problem of a training configuration."""
     _report(
         [
             *_model(config.model),
             *_soft_mask(config),
-            *_objective(config),
+            *problems_of(config.objective),
             *_data(config.data),
             *hf_problems(config),
             *_optim(config),
@@ -45,7 +50,7 @@ def validate_train(config: schema.TrainConfig) -> None:
     )
 
 
-def validate_eval(config: schema.EvalConfig) -> None:
+def validate_eval(config: EvalConfig) -> None:
     """Raise UserError listing every problem of an evaluation configuration."""
     problems = [*_choice("weights", config.weights, ("ema", "raw")), *_writable("output_dir", config.output_dir)]
     problems += _positive("batch_sequences", config.batch_sequences)
@@ -53,20 +58,20 @@ def validate_eval(config: schema.EvalConfig) -> None:
     hub = isinstance(config.evaluator, ScoresConfig) and _is_hub_id(config)
     if not hub and not Path(config.checkpoint).exists():
         problems.append(f"checkpoint={config.checkpoint}: no such file; give one of a run's checkpoints folder")
-    if isinstance(config.evaluator, schema.PerplexityConfig):
+    if isinstance(config.evaluator, PerplexityConfig):
         problems += _positive("evaluator.repeats", config.evaluator.repeats)
         problems += _positive("evaluator.max_sequences", config.evaluator.max_sequences)
-    problems += [*sampler_problems(config.sampler), *_generation(config)]
+    problems += [*config.sampler.problems(), *_generation(config)]
     if config.data is not None:
         problems += _data(config.data)
     _report(problems)
 
 
-def _generation(config: schema.EvalConfig) -> Problems:
+def _generation(config: EvalConfig) -> Problems:
     match config.evaluator:
         case ScoresConfig() as scores:
             yield from scores_problems(scores, config.sampler)
-        case schema.GenerativeConfig() as generative:
+        case GenerativeConfig() as generative:
             for key in ("num_samples", "length", "judge_tokens", "judge_batch_sequences", "mauve_references"):
                 yield from _positive(f"evaluator.{key}", vars(generative)[key])
             for temperature in generative.temperatures:
@@ -77,7 +82,7 @@ def _generation(config: schema.EvalConfig) -> Problems:
             references = generative.mauve_references or generative.num_samples
             if generative.mauve and min(generative.num_samples, references) < FEWEST:
                 yield too_few(generative.num_samples, references)
-        case schema.ZeroShotConfig() as zero_shot:
+        case ZeroShotConfig() as zero_shot:
             yield from _positive("evaluator.max_sequences", zero_shot.max_sequences)
             if not zero_shot.sources:
                 yield "evaluator.sources=[]: no corpora given; name data options or text files"
@@ -85,20 +90,20 @@ def _generation(config: schema.EvalConfig) -> Problems:
                 yield f"devices={config.devices}: evaluator=zero_shot runs in one process; set devices=1"
 
 
-def _is_hub_id(config: schema.EvalConfig) -> bool:
+def _is_hub_id(config: EvalConfig) -> bool:
     """A published model that can be had by name: pinned here, or with a revision."""
     from sm_diffusion.denoisers.pretrained.loading import PINNED  # imports transformers
 
-    revision = config.model.revision if isinstance(config.model, schema.HFConfig) else None
+    revision = config.model.revision if isinstance(config.model, HFConfig) else None
     return config.checkpoint in PINNED or (revision is not None and config.checkpoint.count("/") == 1)
 
 
-def validate_data(data: schema.DataConfig) -> None:
+def validate_data(data: DataConfig) -> None:
     """Raise UserError listing every problem of a corpus's settings."""
     _report([*_data(data)])
 
 
-def validate_vocabulary(config: schema.TrainConfig, vocab_size: int) -> None:
+def validate_vocabulary(config: TrainConfig, vocab_size: int) -> None:
     """What can only be checked once the tokenizer is known."""
     top_k = config.soft_mask.top_k
     if config.variant.name == "soft_masked" and not config.soft_mask.full_vocabulary and top_k >= vocab_size:
@@ -130,9 +135,9 @@ def _inside(key: str, value: float, low: float, high: float, *, hint: str = "") 
         yield f"{key}={value}: must lie in [{low:g}, {high:g}]{hint}"
 
 
-def _model(model: schema.ModelConfig) -> Problems:
+def _model(model: ModelConfig) -> Problems:
     yield from _choice("model.attention", model.attention, ("auto", "sdpa", "flash"))
-    if isinstance(model, schema.DiTConfig):
+    if isinstance(model, DiTConfig):
         for key in ("width", "num_blocks", "num_heads", "cond_width"):
             yield from _positive(f"model.{key}", vars(model)[key])
         yield from _inside("model.dropout", model.dropout, 0.0, 0.999)
@@ -144,7 +149,7 @@ def _model(model: schema.ModelConfig) -> Problems:
             )
 
 
-def _soft_mask(config: schema.TrainConfig) -> Problems:
+def _soft_mask(config: TrainConfig) -> Problems:
     soft = config.soft_mask
     yield from _inside("soft_mask.omega_s", soft.omega_s, 0, 1, hint="; 0 is the published start")
     if soft.omega_a < 0:
@@ -154,14 +159,13 @@ def _soft_mask(config: schema.TrainConfig) -> Problems:
     if soft.top_k < 1:
         yield f"soft_mask.top_k={soft.top_k}: must be >= 1; the paper uses 3 for text and 1 for code"
     yield from _positive("soft_mask.temperature", soft.temperature)
-    yield from _choice("soft_mask.mixing", soft.mixing, ("linear", "spherical"))
     yield from _choice("variant.name", config.variant.name, ("mdlm", "soft_masked"))
-    if isinstance(config.variant, schema.SoftMaskedVariantConfig):
+    if isinstance(config.variant, SoftMaskedVariantConfig):
         yield from _inside("variant.p_sm", config.variant.p_sm, 0, 1, hint="; the paper's best is 0.8")
         yield from _window(config.variant, config.trainer.max_steps)
 
 
-def _window(variant: schema.SoftMaskedVariantConfig, max_steps: int) -> Problems:
+def _window(variant: SoftMaskedVariantConfig, max_steps: int) -> Problems:
     try:
         StepWindow(variant.start_step, variant.stop_step)
     except UserError as error:
@@ -173,30 +177,20 @@ def _window(variant: schema.SoftMaskedVariantConfig, max_steps: int) -> Problems
         )
 
 
-def _objective(config: schema.TrainConfig) -> Problems:
-    yield from _choice("schedule.name", config.schedule.name, ("log_linear", "linear", "cosine"))
-    yield from _inside("schedule.eps", config.schedule.eps, 0, 0.5)
-    yield from _choice("objective.name", config.objective.name, ("mdlm", "sft"))
-    yield from _choice("objective.times", config.objective.times, ("stratified", "uniform", "first_row"))
-    t_min, t_max = config.objective.t_min, config.objective.t_max
-    if not 0 < t_min < t_max <= 1:
-        yield f"objective.t_min={t_min}, objective.t_max={t_max}: must satisfy 0 < t_min < t_max <= 1"
-
-
-def _data(data: schema.DataConfig) -> Problems:
+def _data(data: DataConfig) -> Problems:
     yield from _choice("data.tokenizer.kind", data.tokenizer.kind, ("char", "byte", "bpe", "hub"))
     for key in ("length", "global_batch_sequences", "micro_batch_sequences", "eval_batch_sequences"):
         yield from _positive(f"data.{key}", vars(data)[key])
     yield from _positive("data.max_validation_sequences", data.max_validation_sequences)
-    if isinstance(data, schema.FileCorpusConfig):
+    if isinstance(data, FileCorpusConfig):
         for key in ("shard_documents", "shard_bytes"):
             yield from _positive(f"data.{key}", vars(data)[key])
         yield from _inside("data.max_fault_share", data.max_fault_share, 0, 1)
-    if isinstance(data, schema.TextFilesConfig) and not data.paths:
+    if isinstance(data, TextFilesConfig) and not data.paths:
         yield "data.paths=[]: no files given; set data.paths=[folder-or-glob,...]"
 
 
-def _optim(config: schema.TrainConfig) -> Problems:
+def _optim(config: TrainConfig) -> Problems:
     optim = config.optim
     yield from _choice("optim.name", optim.name, ("adamw",))
     yield from _choice("optim.decay", optim.decay, ("constant", "cosine"))
@@ -210,7 +204,7 @@ def _optim(config: schema.TrainConfig) -> Problems:
     yield from _inside("optim.min_lr_ratio", optim.min_lr_ratio, 0, 1)
 
 
-def _trainer(config: schema.TrainConfig) -> Problems:
+def _trainer(config: TrainConfig) -> Problems:
     trainer = config.trainer
     for key in ("max_steps", "max_flops", "log_every_steps", "devices", "num_nodes", "threads"):
         yield from _positive(f"trainer.{key}", vars(trainer)[key])
@@ -222,7 +216,7 @@ def _trainer(config: schema.TrainConfig) -> Problems:
         yield "trainer.accelerator=cuda: this machine has no CUDA device; set trainer.accelerator=cpu"
 
 
-def _batches(config: schema.TrainConfig) -> Problems:
+def _batches(config: TrainConfig) -> Problems:
     data, world = config.data, config.trainer.devices * config.trainer.num_nodes
     total = data.global_batch_sequences
     if total <= 0 or world <= 0:
@@ -240,7 +234,7 @@ def _batches(config: schema.TrainConfig) -> Problems:
         )
 
 
-def _callbacks(config: schema.TrainConfig) -> Problems:
+def _callbacks(config: TrainConfig) -> Problems:
     ema, saving = config.callbacks.ema, config.callbacks.checkpoint
     yield from _inside("callbacks.ema.decay", ema.decay, 0, 0.9999999)
     yield from _choice("callbacks.ema.scope", ema.scope, ("network", "all"))
@@ -249,13 +243,13 @@ def _callbacks(config: schema.TrainConfig) -> Problems:
         yield f"callbacks.checkpoint.keep_best={saving.keep_best}: must be >= 0"
 
 
-def _logger(logger: schema.LoggerConfig) -> Problems:
+def _logger(logger: LoggerConfig) -> Problems:
     yield from _choice("logger.wandb", logger.wandb, ("disabled", "offline", "online"))
     if logger.wandb == "online" and not (os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()):
         yield "logger.wandb=online: not logged in; run `wandb login`, set WANDB_API_KEY, or use logger=wandb_offline"
 
 
-def _run_folder(config: schema.TrainConfig) -> Problems:
+def _run_folder(config: TrainConfig) -> Problems:
     yield from _writable("output_dir", config.output_dir)
     yield from _choice("init_weights", config.init_weights, ("raw", "ema"))
     folder = Path(config.output_dir) / "checkpoints"

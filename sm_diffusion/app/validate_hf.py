@@ -9,6 +9,7 @@ from typing import Any
 
 from sm_diffusion.config.schema_peft import PACKINGS, ChatConfig, ChatFilesConfig, HFConfig, HFShapeConfig, PeftConfig
 from sm_diffusion.data.chat.rows import longest_row
+from sm_diffusion.diffusion.sft import SFTSettings
 from sm_diffusion.types import UserError
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama")
@@ -16,7 +17,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def hf_problems(config: Any) -> Iterator[str]:
-    """One line for every problem. config: schema.TrainConfig."""
+    """One line for every problem. config: a TrainConfig."""
     model = config.model
     if isinstance(model, HFConfig):
         yield from _model(model)
@@ -29,7 +30,7 @@ def hf_problems(config: Any) -> Iterator[str]:
                 "set data.packing=none, or a backbone of transformers such as model=qwen2_tiny"
             )
     objective = config.objective
-    if objective.times == "first_row" and objective.name != "sft":
+    if objective.times == "first_row" and not isinstance(objective, SFTSettings):
         yield f"objective.times=first_row: only fine-tuning has one time a batch; set objective={objective.name}"
 
 

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-from sm_diffusion.app.build_sampler import with_total_steps
-from sm_diffusion.config.schema_sampler import SamplerConfig
 from sm_diffusion.config.schema_scores import ScoresConfig
 from sm_diffusion.evaluation.benchmarks.task_data import SOURCES
 from sm_diffusion.evaluation.benchmarks.tasks import BUDGETS, STYLES
 from sm_diffusion.evaluation.execution.executor import ExecutionLimits
+from sm_diffusion.sampling.settings import SamplerSettings
 from sm_diffusion.types import UserError
 
 PROTOCOLS = ("official", "released", "ours")
@@ -27,7 +26,7 @@ def fraction_of(text: str) -> Fraction:
         raise ValueError(text) from None
 
 
-def scores_problems(settings: ScoresConfig, sampler: SamplerConfig) -> Iterator[str]:
+def scores_problems(settings: ScoresConfig, sampler: SamplerSettings) -> Iterator[str]:
     """One line for every problem."""
     if settings.name not in SOURCES:
         yield f"evaluator.name={settings.name}: no such task; choose from {', '.join(sorted(SOURCES))}"
@@ -56,7 +55,7 @@ def scores_problems(settings: ScoresConfig, sampler: SamplerConfig) -> Iterator[
     yield from _execution(settings)
 
 
-def _budgets(settings: ScoresConfig, sampler: SamplerConfig) -> Iterator[str]:
+def _budgets(settings: ScoresConfig, sampler: SamplerSettings) -> Iterator[str]:
     new_tokens = settings.new_tokens or BUDGETS[settings.name]
     if new_tokens < 1:
         return
@@ -77,7 +76,7 @@ def _budgets(settings: ScoresConfig, sampler: SamplerConfig) -> Iterator[str]:
             yield f"evaluator.nfe={settings.nfe}: {text} twice"
         else:
             try:
-                with_total_steps(sampler, total=int(steps), new_tokens=new_tokens)
+                sampler.with_total_steps(total=int(steps), new_tokens=new_tokens)
             except UserError as error:
                 yield f"{error}; or set evaluator.nfe=[] for the sampler's own steps"
         seen.add(value)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from sm_diffusion.config import schema
+from sm_diffusion.config.root import TrainConfig
 from sm_diffusion.config.schema_run import SKIPPED_STEPS, TRACED_STEPS
 
 NAMES = ("single", "ddp", "fsdp", "deepspeed")
@@ -19,7 +19,7 @@ COMPILE_BACKENDS = ("inductor", "aot_eager", "eager")  # the others debug or nee
 COMPILERS = ("g++", "clang++")  # what inductor writes C++ for
 
 
-def strategy_problems(config: schema.TrainConfig) -> Iterator[str]:
+def strategy_problems(config: TrainConfig) -> Iterator[str]:
     """One line for each problem: key=value: what is wrong; what to set instead."""
     strategy, trainer = config.strategy, config.trainer
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.cuda.is_available())
@@ -41,7 +41,7 @@ def strategy_problems(config: schema.TrainConfig) -> Iterator[str]:
         yield from _deepspeed(config, on_cpu=on_cpu)
 
 
-def _compiled(config: schema.TrainConfig, *, on_cpu: bool) -> Iterator[str]:
+def _compiled(config: TrainConfig, *, on_cpu: bool) -> Iterator[str]:
     trainer = config.trainer
     first = SKIPPED_STEPS + TRACED_STEPS
     if trainer.profile and trainer.max_steps < first:
@@ -60,7 +60,7 @@ def _compiled(config: schema.TrainConfig, *, on_cpu: bool) -> Iterator[str]:
         )
 
 
-def _processes(config: schema.TrainConfig, *, on_cpu: bool) -> Iterator[str]:
+def _processes(config: TrainConfig, *, on_cpu: bool) -> Iterator[str]:
     strategy, trainer = config.strategy, config.trainer
     world = trainer.devices * trainer.num_nodes
     if strategy.name == "single" and world > 1:
@@ -79,7 +79,7 @@ def _processes(config: schema.TrainConfig, *, on_cpu: bool) -> Iterator[str]:
         )
 
 
-def _ignored(config: schema.TrainConfig) -> Iterator[str]:
+def _ignored(config: TrainConfig) -> Iterator[str]:
     """Settings that the chosen strategy would not read."""
     strategy = config.strategy
     if strategy.find_unused_parameters is not None and strategy.name != "ddp":
@@ -98,7 +98,7 @@ def _ignored(config: schema.TrainConfig) -> Iterator[str]:
         )
 
 
-def _checkpoints(config: schema.TrainConfig) -> Iterator[str]:
+def _checkpoints(config: TrainConfig) -> Iterator[str]:
     layout = config.callbacks.checkpoint.layout
     if layout not in LAYOUTS:
         yield f"callbacks.checkpoint.layout={layout}: unknown; choose one of {', '.join(LAYOUTS)}"
@@ -109,7 +109,7 @@ def _checkpoints(config: schema.TrainConfig) -> Iterator[str]:
         )
 
 
-def _deepspeed(config: schema.TrainConfig, *, on_cpu: bool) -> Iterator[str]:
+def _deepspeed(config: TrainConfig, *, on_cpu: bool) -> Iterator[str]:
     strategy = config.strategy
     if importlib.util.find_spec("deepspeed") is None:
         yield "strategy.name=deepspeed: not installed; pip install 'sm-diffusion[scale]', or set strategy=fsdp"

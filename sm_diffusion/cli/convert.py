@@ -97,7 +97,8 @@ def merge(args: argparse.Namespace) -> str:
 
     from sm_diffusion.app.model_card import write_card
     from sm_diffusion.app.open_model import ADAPTER, Given, Place, open_network
-    from sm_diffusion.config import schema
+    from sm_diffusion.config.schema_model import SoftMaskConfig
+    from sm_diffusion.config.schema_peft import HFConfig
     from sm_diffusion.denoisers.adapters import peft, transparency
     from sm_diffusion.denoisers.pretrained.export import export_folder
 
@@ -105,8 +106,8 @@ def merge(args: argparse.Namespace) -> str:
     base = args.base or peft.named_base(folder)
     if base is None:
         raise UserError(f"{folder}: no adapter folder, or one that does not name its base: give --base")
-    settings = schema.HFConfig(name="merged", path=base, revision=args.revision, dtype=args.dtype)
-    given = Given(model=settings, soft_mask=schema.SoftMaskConfig(mixing=args.mixing or "linear"))
+    settings = HFConfig(name="merged", path=base, revision=args.revision, dtype=args.dtype)
+    given = Given(model=settings, soft_mask=SoftMaskConfig(mixing=args.mixing or "linear"))
     network = open_network(Place(ADAPTER, folder, str(folder)), given)
     assert network.adapter is not None
     backbone, soft_mask = network.backbone, network.soft_mask
@@ -142,7 +143,7 @@ def adapter_of_checkpoint(checkpoint: str, out: Path) -> Path:
     from sm_diffusion.app.build_hf import write_adapter_folder
     from sm_diffusion.app.model_card import card_of_run, write_card
     from sm_diffusion.app.open_model import CHECKPOINT, Given, locate, open_model
-    from sm_diffusion.config.store import restore_train_config
+    from sm_diffusion.config.compose import restore_train_config
     from sm_diffusion.denoisers.checkpoints.weights import read_provenance
 
     place = locate(checkpoint)

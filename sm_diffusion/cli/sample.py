@@ -53,13 +53,12 @@ def run(args: argparse.Namespace) -> int:
     for text in args.prompt or []:
         if "[MASK]" in text:
             raise UserError(f"--prompt {text!r}: holds the mask token; use --infill to fill in blanks")
-    from sm_diffusion.app.build_sampler import with_overrides
     from sm_diffusion.app.model import named_sampler  # slow: after the cheap checks
     from sm_diffusion.app.open_model import load
     from sm_diffusion.app.recording import trajectory_json
 
-    settings = with_overrides(
-        named_sampler(args.sampler, args.overrides), steps=args.steps, temperature=args.temperature, top_p=args.top_p
+    settings = named_sampler(args.sampler, args.overrides).with_overrides(
+        steps=args.steps, temperature=args.temperature, top_p=args.top_p
     )
     model = load(args.checkpoint, args.weights, args.device)
     prompts = [*(args.prompt or []), *(args.infill or [])] or None

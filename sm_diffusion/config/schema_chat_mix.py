@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
-
 from sm_diffusion.config.schema_peft import ChatConfig
+from sm_diffusion.registry import MISSING, register
 
 
 @dataclass
@@ -20,6 +19,7 @@ class MessageFilesConfig:
     messages_field: str = "messages"
 
 
+@register("data", "chat_mix")
 @dataclass
 class ChatMixConfig(ChatConfig):
     """Conversations of several parts; point a part at local files with data.parts.NAME.path=FOLDER."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
+from sm_diffusion.registry import MISSING, register
 
 
 @dataclass
@@ -30,6 +30,7 @@ class DataConfig:
     cache_dir: str = "cache"  # tokenised corpora
 
 
+@register("data", "python_corpus")
 @dataclass
 class PythonCorpusConfig(DataConfig):
     """The running interpreter's standard library: its code, or the English in its docstrings and manual."""
@@ -38,6 +39,7 @@ class PythonCorpusConfig(DataConfig):
     validation_fraction: float = 0.05  # share of documents, in (0, 1)
 
 
+@register("data", "text_files")
 @dataclass
 class TextFilesConfig(DataConfig):
     """A folder, file or glob of .txt, .jsonl, .parquet or .py files."""
@@ -69,6 +71,7 @@ class StreamConfig:
     shuffle_sequences: int = 2048  # a lane shuffles at a time, in memory
 
 
+@register("data", "file_corpus")
 @dataclass
 class FileCorpusConfig(DataConfig):
     """Files in the hub's formats, from the hub or a folder; prepared into shards, or streamed."""
@@ -93,6 +96,7 @@ class FileCorpusConfig(DataConfig):
     stream: StreamConfig = field(default_factory=StreamConfig)
 
 
+@register("data", "mixture")
 @dataclass
 class MixtureConfig(DataConfig):
     """Several corpora of files in proportions, with the tokenizer and length given here."""

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
-
-from sm_diffusion.config.schema_data import DataConfig
-from sm_diffusion.config.schema_model import ModelConfig, SoftMaskConfig
-from sm_diffusion.config.schema_sampler import SamplerConfig
+from sm_diffusion.registry import MISSING, register
 
 
 @dataclass
@@ -16,6 +12,7 @@ class EvaluatorConfig:
     name: str = MISSING
 
 
+@register("evaluator", "perplexity")
 @dataclass
 class PerplexityConfig(EvaluatorConfig):
     """Validation perplexity: the ELBO's token-weighted mean at a fixed seed."""
@@ -26,6 +23,7 @@ class PerplexityConfig(EvaluatorConfig):
     repeats: int = 1  # independent noise seeds whose mean is reported
 
 
+@register("evaluator", "zero_shot")
 @dataclass
 class ZeroShotConfig(EvaluatorConfig):
     """Perplexity on several corpora in one run, with the checkpoint's tokenizer and length."""
@@ -36,6 +34,7 @@ class ZeroShotConfig(EvaluatorConfig):
     max_sequences: int | None = None  # of each source, evenly spread; null: all
 
 
+@register("evaluator", "generative")
 @dataclass
 class GenerativeConfig(EvaluatorConfig):
     """Unconditional samples, made once into a cache, and what a judge and their statistics say of them."""
@@ -53,20 +52,3 @@ class GenerativeConfig(EvaluatorConfig):
     mauve_seeds: list[int] = field(default_factory=lambda: [25, 26, 27])  # of k-means; the mean is reported
     mauve_references: int | None = None  # validation sequences; null: as many as samples
     mauve_scaling: float = 5.0
-
-
-@dataclass
-class EvalConfig:
-    checkpoint: str = MISSING
-    output_dir: str = MISSING
-    weights: str = "ema"  # ema | raw
-    seed: int = 1  # of the evaluation noise; 1 is what validation during fit uses
-    batch_sequences: int = 64
-    accelerator: str = "auto"
-    devices: int = 1
-    precision: str = "auto"
-    data: DataConfig | None = None  # null: the corpus the checkpoint was trained on
-    model: ModelConfig | None = None  # for a published checkpoint, which does not say its number of heads
-    soft_mask: SoftMaskConfig = field(default_factory=SoftMaskConfig)  # top_k of a published checkpoint
-    sampler: SamplerConfig = MISSING  # of evaluators that generate
-    evaluator: EvaluatorConfig = MISSING

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from omegaconf import MISSING
+from sm_diffusion.registry import MISSING, choice, register
 
 
 @dataclass
@@ -16,6 +16,7 @@ class ModelConfig:
     activation_checkpointing: bool = False  # recompute every block in the backward pass
 
 
+@register("model", "dit")
 @dataclass
 class DiTConfig(ModelConfig):
     """The diffusion transformer of MDLM."""
@@ -38,11 +39,13 @@ class VariantConfig:
     name: str = MISSING  # mdlm: thrown away | soft_masked: fed back
 
 
+@register("variant", "mdlm")
 @dataclass
 class MDLMVariantConfig(VariantConfig):
     name: str = "mdlm"
 
 
+@register("variant", "soft_masked")
 @dataclass
 class SoftMaskedVariantConfig(VariantConfig):
     name: str = "soft_masked"
@@ -51,6 +54,7 @@ class SoftMaskedVariantConfig(VariantConfig):
     stop_step: int | None = None  # from this optimizer step on, too; null: never
 
 
+@register("soft_mask", "soft_mask")
 @dataclass
 class SoftMaskConfig:
     """lambda(p) = omega_s * sigmoid(omega_a * (-H(p) - omega_b)), H in nats. Values are where training starts."""
@@ -62,19 +66,4 @@ class SoftMaskConfig:
     top_k: int = 3  # tokens that are blended, 1 <= top_k < vocabulary
     full_vocabulary: bool = False  # blend the whole vocabulary with a learnable temperature instead of the top-k
     temperature: float = 1.0  # > 0; used with full_vocabulary only
-    mixing: str = "linear"  # linear (paper) | spherical (keeps the norm)
-
-
-
-@dataclass
-class ScheduleConfig:
-    name: str = "log_linear"  # log_linear | linear | cosine
-    eps: float = 1e-3  # what stays clean at t = 1 (log_linear, cosine)
-
-
-@dataclass
-class ObjectiveConfig:
-    name: str = "mdlm"  # mdlm | sft (fine-tuning on prompts and responses)
-    times: str = "stratified"  # stratified over the global batch | uniform | first_row (sft: one time a micro-batch)
-    t_min: float = 1e-3  # diffusion time, in [0, t_max)
-    t_max: float = 1.0
+    mixing: str = choice("mixing", "linear")  # linear: the paper's; spherical keeps the norm

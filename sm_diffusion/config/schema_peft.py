@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
-
 from sm_diffusion.config.schema_data import DataConfig
 from sm_diffusion.config.schema_model import ModelConfig
+from sm_diffusion.registry import MISSING, register
 
 PACKINGS = ("none", "block_diagonal")
 
@@ -29,6 +28,7 @@ class HFShapeConfig:
     tied: bool = False  # one matrix for embedding and head
 
 
+@register("model", "hf")
 @dataclass
 class HFConfig(ModelConfig):
     """A Qwen2, Qwen3, Llama, Dream or LLaDA checkpoint, run with full attention."""
@@ -42,6 +42,7 @@ class HFConfig(ModelConfig):
     shape: HFShapeConfig = field(default_factory=HFShapeConfig)
 
 
+@register("peft", "peft")
 @dataclass
 class PeftConfig:
     """Adapters: with any, only they and the omegas are trained, and checkpoints hold nothing else."""
@@ -66,6 +67,7 @@ class ChatConfig(DataConfig):
     packed_length: int | None = None  # tokens of a packed row; null: one sample of `length` with its padding
 
 
+@register("data", "chat_files")
 @dataclass
 class ChatFilesConfig(ChatConfig):
     """.jsonl files of {"messages": [{"role": ..., "content": ...}, ...]}, the last message the assistant's."""
@@ -75,6 +77,7 @@ class ChatFilesConfig(ChatConfig):
     messages_field: str = "messages"
 
 
+@register("data", "python_chat")
 @dataclass
 class PythonChatConfig(ChatConfig):
     """The running interpreter's standard library: a docstring asks for a function, its source answers."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from omegaconf import MISSING
+from sm_diffusion.registry import MISSING, register
 
 
+@register("optim", "adamw")
 @dataclass
 class OptimConfig:
     name: str = "adamw"
@@ -38,6 +39,7 @@ class CheckpointConfig:
     verify: bool = True  # compare a checkpoint with its checksum before a run continues from it
 
 
+@register("callbacks", "callbacks")
 @dataclass
 class CallbacksConfig:
     ema: EMAConfig = field(default_factory=EMAConfig)
@@ -52,6 +54,7 @@ class CallbacksConfig:
 SKIPPED_STEPS, TRACED_STEPS = 3, 3  # of trainer.profile
 
 
+@register("trainer", "trainer")
 @dataclass
 class TrainerConfig:
     max_steps: int = MISSING  # optimizer steps
@@ -69,6 +72,7 @@ class TrainerConfig:
     profile: bool = False  # trace optimizer steps 3 to 5 into <output_dir>/profile
 
 
+@register("strategy", "strategy")
 @dataclass
 class StrategyConfig:
     name: str = "single"  # single | ddp | fsdp | deepspeed
@@ -83,6 +87,7 @@ class StrategyConfig:
     zero_stage: int = 2  # deepspeed: 1 | 2 | 3
 
 
+@register("logger", "logger")
 @dataclass
 class LoggerConfig:
     csv: bool = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sm_diffusion.config.schema_eval import EvaluatorConfig
+from sm_diffusion.registry import register
 
 
 @dataclass
@@ -17,6 +18,7 @@ class ExecutorConfig:
     memory_mb: int = 1024
 
 
+@register("evaluator", "scores")
 @dataclass
 class ScoresConfig(EvaluatorConfig):
     """Answers of a model to a benchmark's problems, judged, at several budgets of network evaluations."""

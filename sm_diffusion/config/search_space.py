@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
-from sm_diffusion.config.store import one_line
+from sm_diffusion.config.errors import one_line
 from sm_diffusion.types import UserError
 
 MOST_COMBINATIONS = 8  # up to which all combinations are checked, not each parameter by itself

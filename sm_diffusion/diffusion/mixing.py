@@ -7,11 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from sm_diffusion.registry import register
 from sm_diffusion.types import DenseMixture, TokenMixture
 
 _DENSE_ROWS = 256  # rows of (rows, V) probabilities alive at once in the full-vocabulary variant
 
 
+@register("mixing", "linear")
 def linear(weight_VD: Tensor, mixture: TokenMixture | DenseMixture) -> Tensor:
     """sum_k weights_k E[ids_k], the paper's blend; (B, L, D). One gather-and-sum, no (B, L, K, D) tensor."""
     if isinstance(mixture, DenseMixture):
@@ -26,6 +28,7 @@ def linear(weight_VD: Tensor, mixture: TokenMixture | DenseMixture) -> Tensor:
     return bags_ND.view(*shape_BLK[:-1], -1)
 
 
+@register("mixing", "spherical")
 def spherical(weight_VD: Tensor, mixture: TokenMixture | DenseMixture) -> Tensor:
     """Interpolate directions on the sphere and norms on the line (arXiv 2608.06529); (B, L, D).
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from sm_diffusion.diffusion.masking import mask_tokens
 from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.diffusion.readouts.base import NegLogLikelihood, positions_of
 from sm_diffusion.diffusion.schedule import NoiseSchedule, TimeSampler
+from sm_diffusion.registry import choice, find, register
 from sm_diffusion.types import NLL, Batch, Draws, LossOutput
 
 
@@ -116,3 +119,31 @@ def denoising_loss(
     nll: NLL = predictor(noised.ids_t_BL, memory, readout, **conditions)
     nll_sum = (nll.nll_N.double() * weights_N.double()).sum()
     return LossOutput(nll.total, nll_sum, num_tokens, 1 if memory is None else 2)
+
+
+def build_times(name: str, t_min: float, t_max: float) -> TimeSampler:
+    """The time sampler registered under a name."""
+    sampler: TimeSampler = find("times", name, key="objective.times")(t_min=t_min, t_max=t_max)
+    return sampler
+
+
+def times_problems(t_min: float, t_max: float) -> Iterator[str]:
+    if not 0 < t_min < t_max <= 1:
+        yield f"objective.t_min={t_min}, objective.t_max={t_max}: must satisfy 0 < t_min < t_max <= 1"
+
+
+@register("objective", "mdlm")
+@dataclass(frozen=True, kw_only=True)
+class MDLMSettings:
+    """The MDLM bound."""
+
+    times: str = choice("times", "stratified")  # over the global batch
+    t_min: float = 1e-3  # diffusion time, in (0, t_max)
+    t_max: float = 1.0
+
+    def problems(self) -> Iterator[str]:
+        yield from times_problems(self.t_min, self.t_max)
+
+    def build(self, *, schedule: NoiseSchedule, mask_id: int) -> Objective:
+        times = build_times(self.times, self.t_min, self.t_max)
+        return MDLMObjective(schedule=schedule, times=times, mask_id=mask_id)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sm_diffusion.registry import refuse, register
 from sm_diffusion.types import Draws
 
 
@@ -25,9 +28,9 @@ class NoiseSchedule(ABC):
     def dalpha(self, t: Tensor) -> Tensor:
         """d alpha / d t, <= 0."""
 
+    @abstractmethod
     def mask_probability(self, t: Tensor) -> Tensor:
-        """1 - alpha(t): the expected share of masked tokens."""
-        return 1 - self.alpha(t)
+        """1 - alpha(t), the expected share of masked tokens, without cancellation at small t."""
 
     def loss_weight(self, t: Tensor) -> Tensor:
         """w(t) = -alpha'(t) / (1 - alpha(t)): weight of a masked token's cross-entropy (MDLM, eq. 10)."""
@@ -38,11 +41,19 @@ class NoiseSchedule(ABC):
         return -torch.log(self.alpha(t))
 
 
+@register("schedule", "log_linear")
+@dataclass(frozen=True, kw_only=True)
 class LogLinear(NoiseSchedule):
     """alpha = 1 - (1 - eps) t, so sigma = -log(1 - (1 - eps) t) and w(t) = 1 / t: the factors (1 - eps) cancel."""
 
-    def __init__(self, *, eps: float = 1e-3) -> None:
-        self.eps = eps
+    eps: float = 1e-3  # what stays clean at t = 1
+
+    def __post_init__(self) -> None:
+        refuse(self)
+
+    def problems(self) -> Iterator[str]:
+        if not 0 <= self.eps <= 0.5:
+            yield f"schedule.eps={self.eps}: must lie in [0, 0.5]"
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - (1 - self.eps) * t
@@ -54,6 +65,8 @@ class LogLinear(NoiseSchedule):
         return (1 - self.eps) * t
 
 
+@register("schedule", "linear")
+@dataclass(frozen=True, kw_only=True)
 class Linear(NoiseSchedule):
     """alpha = 1 - t (LLaDA, arXiv 2502.09992): log-linear with eps = 0."""
 
@@ -67,11 +80,19 @@ class Linear(NoiseSchedule):
         return t
 
 
+@register("schedule", "cosine")
+@dataclass(frozen=True, kw_only=True)
 class Cosine(NoiseSchedule):
     """alpha = eps + (1 - eps) cos(pi t / 2) (MDLM, appendix E)."""
 
-    def __init__(self, *, eps: float = 1e-3) -> None:
-        self.eps = eps
+    eps: float = 1e-3  # what stays clean at t = 1
+
+    def __post_init__(self) -> None:
+        refuse(self)
+
+    def problems(self) -> Iterator[str]:
+        if not 0 <= self.eps <= 0.5:
+            yield f"schedule.eps={self.eps}: must lie in [0, 0.5]"
 
     def alpha(self, t: Tensor) -> Tensor:
         return self.eps + (1 - self.eps) * torch.cos(t * (math.pi / 2))
@@ -84,12 +105,12 @@ class Cosine(NoiseSchedule):
         return (1 - self.eps) * 2 * torch.sin(t * (math.pi / 4)) ** 2
 
 
+@dataclass(frozen=True, kw_only=True)
 class TimeSampler(ABC):
     """Draws one diffusion time in [t_min, t_max] for each sequence."""
 
-    def __init__(self, *, t_min: float = 1e-3, t_max: float = 1.0) -> None:
-        self.t_min = t_min
-        self.t_max = t_max
+    t_min: float = 1e-3
+    t_max: float = 1.0
 
     def __call__(self, draws: Draws) -> Tensor:
         """float32 times of shape (B,): the unit-interval points of `unit`, stretched to [t_min, t_max]."""
@@ -100,6 +121,8 @@ class TimeSampler(ABC):
         """Points of [0, 1), shape (B,)."""
 
 
+@register("times", "stratified")
+@dataclass(frozen=True, kw_only=True)
 class StratifiedTimes(TimeSampler):
     """u_i = (rand_i / n + i / n) mod 1 over the n rows of the global batch: one time in each n-th of the interval."""
 
@@ -107,6 +130,8 @@ class StratifiedTimes(TimeSampler):
         return (draws.time_B / draws.num_rows + draws.rows_B.to(draws.time_B.dtype) / draws.num_rows) % 1
 
 
+@register("times", "uniform")
+@dataclass(frozen=True, kw_only=True)
 class UniformTimes(TimeSampler):
     """Independent uniform times."""
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from sm_diffusion.diffusion.masking import mask_tokens
-from sm_diffusion.diffusion.objective import Noised, Objective, denoising_loss
+from sm_diffusion.diffusion.objective import Noised, Objective, build_times, denoising_loss, times_problems
 from sm_diffusion.diffusion.predictor import Predictor
-from sm_diffusion.diffusion.schedule import TimeSampler
+from sm_diffusion.diffusion.schedule import NoiseSchedule, TimeSampler
+from sm_diffusion.registry import choice, register
 from sm_diffusion.types import Batch, Draws, LossOutput
 
 
+@register("times", "first_row")
+@dataclass(frozen=True, kw_only=True)
 class FirstRowTime(TimeSampler):
     """One time for the whole micro-batch: that of its first row, t = t_min + (t_max - t_min) time_B[0].
 
@@ -86,3 +92,23 @@ class SFTObjective(Objective):
 
     def masked_share(self) -> float:
         return self.eps + (1 - self.eps) * (self.times.t_min + self.times.t_max) / 2
+
+
+@register("objective", "sft")
+@dataclass(frozen=True, kw_only=True)
+class SFTSettings:
+    """Fine-tuning on prompts and responses; times as published for Dream-7B."""
+
+    times: str = choice("times", "first_row")
+    t_min: float = 0.2  # diffusion time, in (0, t_max)
+    t_max: float = 0.8
+    eps: float = 1e-3  # masked share at t = 0
+
+    def problems(self) -> Iterator[str]:
+        yield from times_problems(self.t_min, self.t_max)
+        if not 0 <= self.eps < 1:
+            yield f"objective.eps={self.eps}: must lie in [0, 1)"
+
+    def build(self, *, schedule: NoiseSchedule, mask_id: int) -> Objective:
+        """schedule: not used; the masking probability of fine-tuning is its own."""
+        return SFTObjective(times=build_times(self.times, self.t_min, self.t_max), mask_id=mask_id, eps=self.eps)

@@ -67,7 +67,7 @@ class Step:
 
 
 def step_of(config: Any, *, num_devices: int, micro_batch: int, p_sm: float) -> Step:
-    """config: schema.TrainConfig. micro_batch: sequences of a device in one forward pass."""
+    """config: TrainConfig. micro_batch: sequences of a device in one forward pass."""
     micro_steps = max(1, round(config.data.global_batch_sequences / (num_devices * micro_batch)))
     reshard = config.strategy.reshard_after_forward
     hold = config.strategy.hold_gradients
@@ -115,7 +115,7 @@ TRAFFIC: Mapping[str, Callable[[Layout, Step], float]] = {
 
 
 def strategy_key(strategy: Any) -> str:
-    """strategy: schema.StrategyConfig -> a key of TRAFFIC, or `single`."""
+    """strategy: StrategyConfig -> a key of TRAFFIC, or `single`."""
     return f"deepspeed_zero{strategy.zero_stage}" if strategy.name == "deepspeed" else strategy.name
 
 

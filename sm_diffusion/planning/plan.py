@@ -25,7 +25,7 @@ from sm_diffusion.planning.memory import (
 from sm_diffusion.types import UserError
 
 if TYPE_CHECKING:
-    from sm_diffusion.config import schema
+    from sm_diffusion.config.schema_run import StrategyConfig
     from sm_diffusion.denoisers.dit.model import DiTShape
 
 
@@ -65,7 +65,7 @@ class Plan:
         return self.flops.training * self.tokens
 
 
-def dit_layout(shape: DiTShape, *, mixed: bool, strategy: schema.StrategyConfig) -> plan_scale.Layout:
+def dit_layout(shape: DiTShape, *, mixed: bool, strategy: StrategyConfig) -> plan_scale.Layout:
     """All is trained, in float32; under autocast blocks are gathered in bfloat16, as `strategy.gather_dtype` says."""
     total = shape.num_parameters()
     root = replace(shape, num_blocks=0).num_parameters()
@@ -84,13 +84,13 @@ def dit_layout(shape: DiTShape, *, mixed: bool, strategy: schema.StrategyConfig)
 
 
 def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int) -> Plan:
-    """config: schema.TrainConfig. num_devices: data-parallel processes."""
+    """config: TrainConfig. num_devices: data-parallel processes."""
     from sm_diffusion.app.build import build_objective, dit_shape, extra_pass_share
     from sm_diffusion.app.build_data import micro_batch_sequences
-    from sm_diffusion.config import schema
+    from sm_diffusion.config.schema_model import DiTConfig
 
     model, data = config.model, config.data
-    if not isinstance(model, schema.DiTConfig):
+    if not isinstance(model, DiTConfig):
         raise UserError(f"model={model.name}: smd plan knows the DiT models only")
     size = vocabulary(data.tokenizer) if vocab is None else vocab
     network = dit_shape(model, size)
@@ -178,7 +178,7 @@ class Terms:
 
 
 def with_tokens(config: Any, tokens: float) -> Any:
-    """The training configuration (schema.TrainConfig) with as many steps as make up so many tokens."""
+    """The training configuration (TrainConfig) with as many steps as make up so many tokens."""
     trainer = copy.copy(config.trainer)
     trainer.max_steps = math.ceil(tokens / (config.data.global_batch_sequences * config.data.length))
     trainer.max_flops = None
@@ -190,10 +190,10 @@ def with_tokens(config: Any, tokens: float) -> Any:
 def full_text(config: Any, terms: Terms, *, vocab: int | None = None, num_devices: int | None = None) -> str:
     """The plan, what fits, what is sent, how long it takes and what it costs.
 
-    config: schema.TrainConfig. vocab: V, the mask included; None: the tokenizer's. num_devices: None for the
+    config: TrainConfig. vocab: V, the mask included; None: the tokenizer's. num_devices: None for the
     configuration's.
     """
-    from sm_diffusion.config import schema
+    from sm_diffusion.config.schema_peft import HFConfig
     from sm_diffusion.planning import pretrained
 
     trainer = config.trainer
@@ -201,7 +201,7 @@ def full_text(config: Any, terms: Terms, *, vocab: int | None = None, num_device
     on_gpu = trainer.accelerator != "cpu"
     maker: Any = make_plan
     text: Any = plan_text
-    if isinstance(config.model, schema.HFConfig):
+    if isinstance(config.model, HFConfig):
         maker, text = pretrained.make_plan, pretrained.plan_text
 
     def planned(changed: Any) -> Any:

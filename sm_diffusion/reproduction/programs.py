@@ -52,7 +52,7 @@ def _top_key(override: str) -> str:
 
 def _evaluation_keys() -> set[str]:
     """Top-level keys that only eval.py knows."""
-    from sm_diffusion.config.schema import EvalConfig, TrainConfig
+    from sm_diffusion.config.root import EvalConfig, TrainConfig
 
     names = [{item.name for item in dataclasses.fields(kind)} for kind in (EvalConfig, TrainConfig)]
     return names[0] - names[1]

@@ -38,7 +38,7 @@ class RowRun:
         script, words = str(ROOT / f"{self.program.name}.py"), [*self.overrides, *self.program.going_on(self.state)]
         if launcher is None:
             return [sys.executable, script, *words]
-        from sm_diffusion.config.store import ONE_RUN
+        from sm_diffusion.config.launch import ONE_RUN
 
         own = f"{launcher}_{self.program.name}"  # settings of this program's own, where there are any
         name = own if (LAUNCHERS / f"{own}.yaml").is_file() else launcher

@@ -82,7 +82,7 @@ def run_omegas(run_dir: Path) -> dict[str, Omegas]:
 
 def run_vocabulary(run_dir: Path) -> int:
     """V of the run's tokenizer, for the axis of entropies."""
-    from sm_diffusion.config.schema import TokenizerConfig
+    from sm_diffusion.config.schema_data import TokenizerConfig
     from sm_diffusion.data.tokenizers.sizes import vocabulary
 
     try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 
+from sm_diffusion import registry
 from sm_diffusion.paths import ROOT
 from sm_diffusion.reproduction.experiment import list_experiments, load_experiment
 from sm_diffusion.types import UserError
@@ -56,15 +58,31 @@ def defaults_of(conf: Path) -> dict[str, str]:
     return chosen
 
 
+def component_lines(group: registry.Group) -> Iterator[tuple[str, str]]:
+    """(name, first sentence of its docstring) of the components that can be chosen without a preset."""
+    for component in registry.components(group.name):
+        if group.option and any(item.default is registry.MISSING for item in dataclasses.fields(component.thing)):
+            continue
+        text = " ".join((component.thing.__doc__ or "").split("\n\n")[0].split())
+        yield component.name, text if component.provider == "sm_diffusion" else f"{text} [{component.provider}]"
+
+
 def groups_text(root: Path) -> str:
     """Every group with its options, the default marked, each with the first comment of its file."""
     defaults = defaults_of(root / "conf")
     lines = ["Choose with GROUP=OPTION; * is the default."]
-    for group, files in group_options(root / "conf").items():
-        lines += ["", group]
-        for path in files:
-            mark = "*" if defaults.get(group) == path.stem else " "
-            lines.append(f"  {mark} {path.stem:<18} {comment_of(path)}".rstrip())
+    files = group_options(root / "conf")
+    for group in registry.groups():
+        described = {path.stem: comment_of(path) for path in files.pop(group.name, [])}
+        described |= {name: text for name, text in component_lines(group) if name not in described}
+        if not described:
+            continue
+        lines += ["", f"{group.name:<20} {group.says}" if group.option else f"{group.name:<20} {group.says} (a value)"]
+        for name, text in described.items():
+            mark = "*" if defaults.get(group.name) == name else " "
+            lines.append(f"  {mark} {name:<18} {text}".rstrip())
+    for name, paths in files.items():
+        lines += ["", name, *(f"    {path.stem:<18} {comment_of(path)}".rstrip() for path in paths)]
     for name in list_experiments(root / "experiments"):
         experiment = load_experiment(name, root / "experiments")
         lines += ["", f"experiments={name}/...   {experiment.title}"]
@@ -101,7 +119,7 @@ def shipped_evaluations(root: Path) -> Iterator[list[str]]:
 
 def consent_to_run_code(row: Path) -> list[str]:
     """What a row of a code benchmark needs from its user, for checks that run nothing."""
-    from sm_diffusion.config.store import compose_config
+    from sm_diffusion.config.compose import compose_config
 
     evaluator = compose_config("eval", [f"experiments={row.parent.name}/{row.stem}"]).evaluator
     return ["evaluator.allow_code_execution=true"] if "allow_code_execution" in vars(evaluator) else []

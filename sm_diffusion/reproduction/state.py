@@ -90,7 +90,7 @@ def config_differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> li
 @functools.cache
 def schema_defaults() -> dict[str, list[Any]]:
     """Every key of train.py and eval.py -> its defaults, of each class that may stand there."""
-    from sm_diffusion.config.schema import EvalConfig, TrainConfig
+    from sm_diffusion.config.root import EvalConfig, TrainConfig
 
     found: dict[str, list[Any]] = {}
     for kind in (TrainConfig, EvalConfig):

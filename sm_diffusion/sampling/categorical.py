@@ -7,7 +7,6 @@ arXiv 2409.02908, section 4.3).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from sm_diffusion.diffusion.readouts.chunked import row_dots
 from sm_diffusion.diffusion.readouts.scratch import GROUP
+from sm_diffusion.registry import register
 from sm_diffusion.types import UserError
 
 _SORT_ROWS = 32  # rows sorted at once: a sorted copy of a whole chunk would double it
@@ -163,6 +163,7 @@ class MostProbable:
         return p_CV.argmax(-1)
 
 
+@register("measure", "probability")
 class DrawnProbability:
     """p(token): "top probability", Dream's maskgit_plus; what ReMDM-conf remembers."""
 
@@ -170,6 +171,7 @@ class DrawnProbability:
         return p_CV.gather(1, ids_C[:, None]).squeeze(1).double()
 
 
+@register("measure", "margin")
 class Margin:
     """Probability of the first token minus that of the second (Dream's topk_margin)."""
 
@@ -178,14 +180,12 @@ class Margin:
         return top_C2[:, 0] - top_C2[:, 1]
 
 
+@register("measure", "entropy")
 class NegEntropy:
     """sum p log(p + 1e-10) of the distribution drawn from, nats (Dream's entropy order, with its 1e-10)."""
 
     def __call__(self, p_CV: Tensor, ids_C: Tensor, positions_C: Tensor) -> Tensor:
         return row_dots(p_CV, (p_CV + 1e-10).log()).double()
-
-
-MEASURES: Mapping[str, type[Measure]] = {"probability": DrawnProbability, "margin": Margin, "entropy": NegEntropy}
 
 
 class SampleRule:

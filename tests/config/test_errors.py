@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sm_diffusion.app.validate import validate_train
-from sm_diffusion.config.store import ROOT, compose_config
+from sm_diffusion.config.compose import compose_config
+from sm_diffusion.paths import ROOT
 from sm_diffusion.types import UserError
 from tests.helpers.runs import overrides, run
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sm_diffusion.app.compose import composed
-from sm_diffusion.config.store import compose_config
+from sm_diffusion.config.compose import compose_config
 from sm_diffusion.planning.plan import make_plan
 from sm_diffusion.reproduction.experiment import Experiment, list_experiments, load_experiment
 from sm_diffusion.reproduction.rows import compose_row, plan_runs

@@ -13,8 +13,10 @@ import pytest
 from sm_diffusion.app import build
 from sm_diffusion.app.train import train
 from sm_diffusion.app.validate import validate_train
-from sm_diffusion.config.schema import HFConfig, SoftMaskedVariantConfig
-from sm_diffusion.config.store import CONF, compose_config
+from sm_diffusion.config.compose import compose_config
+from sm_diffusion.config.schema_model import SoftMaskedVariantConfig
+from sm_diffusion.config.schema_peft import HFConfig
+from sm_diffusion.paths import CONF
 from sm_diffusion.reproduction.experiment import list_experiments, load_experiment
 from sm_diffusion.types import UserError
 from tests.helpers.runs import write_corpus

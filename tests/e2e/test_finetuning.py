@@ -14,14 +14,13 @@ from safetensors.torch import load_file, save_file
 from sm_diffusion.app.build import build_predictor
 from sm_diffusion.app.train import train
 from sm_diffusion.cli import main as cli
-from sm_diffusion.config.store import compose_config
+from sm_diffusion.config.compose import compose_config
 from sm_diffusion.denoisers.adapters import peft
 from sm_diffusion.denoisers.checkpoints.weights import load_into, read_weights
 from sm_diffusion.denoisers.pretrained.loading import open_backbone
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
 from sm_diffusion.sampling import (
-    MEASURES,
     Blockwise,
     ConfidenceOrder,
     PrefixCache,
@@ -29,6 +28,7 @@ from sm_diffusion.sampling import (
     Sampler,
     Threshold,
     TokenSampling,
+    build_measure,
     from_prompts,
 )
 from sm_diffusion.types import UserError
@@ -52,7 +52,7 @@ def tuned(root: Path) -> dict[str, Any]:
 def generated(predictor: Predictor) -> list[list[int]]:
     prompts = [list(f"user: {text}\nassistant: ".encode()) for text in ("add 3", "max 1", "len 22")]
     canvas = from_prompts(prompts, new_tokens=12, mask_id=BYTE_MASK)
-    order = ConfidenceOrder(measure=MEASURES["entropy"](), pace=Threshold(value=-2.0))
+    order = ConfidenceOrder(measure=build_measure("entropy"), pace=Threshold(value=-2.0))
     sampler = Sampler(
         predictor, Blockwise(order, block_length=6), sampling=TokenSampling(temperature=0.1), cache=PrefixCache()
     )

@@ -14,8 +14,9 @@ import sm_diffusion
 from sm_diffusion.app.evaluate import evaluate
 from sm_diffusion.app.validate import validate_eval
 from sm_diffusion.cli import main as cli
-from sm_diffusion.config.store import CONF, compose_config
+from sm_diffusion.config.compose import compose_config
 from sm_diffusion.evaluation.generation.samples import GenerationCache
+from sm_diffusion.paths import CONF
 from sm_diffusion.types import UserError
 from tests.helpers.runs import run
 from tests.unit.test_generation_scores import save_tiny_judge

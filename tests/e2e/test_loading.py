@@ -13,7 +13,7 @@ import torch
 import sm_diffusion
 from sm_diffusion.app.train import train
 from sm_diffusion.cli import main as cli
-from sm_diffusion.config.store import compose_config
+from sm_diffusion.config.compose import compose_config
 from sm_diffusion.data.chat.format import ChatTemplate, RoleLines
 from sm_diffusion.data.tokenizers.base import ByteTokenizer
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, SoftMaskPredictor

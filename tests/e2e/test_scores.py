@@ -11,22 +11,22 @@ from typing import Any
 
 import pytest
 
-from sm_diffusion.app.build_sampler import build_sampler, sampler_problems, with_total_steps
 from sm_diffusion.app.evaluate import evaluate
 from sm_diffusion.app.open_model import Given, open_model
 from sm_diffusion.app.open_tokenizer import tokenizer_of_data
 from sm_diffusion.app.train import train
 from sm_diffusion.app.validate import validate_eval
 from sm_diffusion.app.validate_scores import scores_problems
-from sm_diffusion.config.schema_sampler import ConfidenceConfig, ThresholdConfig
+from sm_diffusion.config.compose import compose_config
 from sm_diffusion.config.schema_scores import ExecutorConfig, ScoresConfig
-from sm_diffusion.config.store import compose_config
 from sm_diffusion.denoisers.adapters import peft
 from sm_diffusion.evaluation.benchmarks import answers as answers_module
 from sm_diffusion.evaluation.benchmarks.answers import AnswerPlan, AnswerStore, make_answers
 from sm_diffusion.evaluation.benchmarks.table import differences
 from sm_diffusion.evaluation.benchmarks.tasks import build_task
 from sm_diffusion.evaluation.execution.executor import Executor
+from sm_diffusion.sampling import SamplerSettings
+from sm_diffusion.sampling.orders.confidence import ConfidenceSettings, ThresholdSettings
 from sm_diffusion.types import UserError
 from tests.helpers.chats import overrides
 from tests.unit.test_tasks_data import HUMANEVAL
@@ -195,7 +195,7 @@ def test_verdicts_are_kept_too(root: Path, checkpoint: Path, data: Path, monkeyp
 def test_ranks_share_the_answers(root: Path, checkpoint: Path, data: Path, sweep: dict[str, Any]) -> None:
     config = compose_config("eval", settings(checkpoint, data, root / "ranks"))
     model = open_model(config.checkpoint, Given.of(config))
-    sampler = build_sampler(with_total_steps(config.sampler, total=4, new_tokens=8), model.predictor)
+    sampler = config.sampler.with_total_steps(total=4, new_tokens=8).build(model.predictor)
     plan = AnswerPlan(
         task=build_task("gsm8k", data, rules="first_block"), tokenizer=model.tokenizer, chat=model.chat,
         limit=None, seeds=[1], num_samples=1, new_tokens=8, max_length=None, batch_sequences=2,
@@ -327,7 +327,7 @@ def test_folders_give_the_answers_of_the_checkpoint(root: Path, checkpoint: Path
 )  # fmt: skip
 def test_bad_settings_are_one_line(changes: dict[str, Any], sampler: dict[str, Any], expected: str) -> None:
     given = {"name": "gsm8k", "new_tokens": 8, "nfe": ["1"], **changes}
-    found = list(scores_problems(ScoresConfig(**given), ConfidenceConfig(**sampler)))
+    found = list(scores_problems(ScoresConfig(**given), SamplerSettings(order=ConfidenceSettings(), **sampler)))
     assert len(found) == 1
     assert re.search(expected, found[0])
     assert "\n" not in found[0]
@@ -335,22 +335,23 @@ def test_bad_settings_are_one_line(changes: dict[str, Any], sampler: dict[str, A
 
 def test_a_threshold_has_no_budget() -> None:
     settings = ScoresConfig(name="gsm8k", new_tokens=8, nfe=["1"])
-    assert re.search(r"cannot take 8 steps.*evaluator\.nfe=\[\]", next(scores_problems(settings, ThresholdConfig())))
-    assert not list(scores_problems(replace(settings, nfe=[]), ThresholdConfig()))
+    sampler = SamplerSettings(order=ThresholdSettings())
+    assert re.search(r"cannot take 8 steps.*evaluator\.nfe=\[\]", next(scores_problems(settings, sampler)))
+    assert not list(scores_problems(replace(settings, nfe=[]), sampler))
 
 
 @pytest.mark.parametrize(
     ("sampler", "expected"),
     [
         ({"cache": "dual"}, r"sampler\.cache=dual: caches follow blocks"),
-        ({"cache": "some"}, r"sampler\.cache=some: choose none, prefix or dual"),
+        ({"cache": "some"}, r"sampler\.cache=some: unknown; choose one of none, prefix, dual"),
         ({"refresh_steps": 2}, r"sampler\.refresh_steps=2: there is no cache"),
         ({"block_length": 0}, r"sampler\.block_length=0: must be >= 1"),
         ({"block_length": 4, "cache": "dual", "refresh_steps": 0}, r"sampler\.refresh_steps=0: must be >= 1"),
     ],
 )
 def test_bad_blocks_and_caches_are_one_line(sampler: dict[str, Any], expected: str) -> None:
-    found = list(sampler_problems(ConfidenceConfig(**sampler)))
+    found = list(SamplerSettings(order=ConfidenceSettings(), **sampler).problems())
     assert len(found) == 1
     assert re.search(expected, found[0])
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sm_diffusion.app.evaluate import evaluate
-from sm_diffusion.config.store import compose_config
+from sm_diffusion.config.compose import compose_config
 from sm_diffusion.denoisers.checkpoints.weights import read_weights
 from sm_diffusion.types import UserError
 from tests.helpers.runs import overrides, run

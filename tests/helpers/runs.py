@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sm_diffusion.app.train import train
-from sm_diffusion.config.store import compose_config
+from sm_diffusion.config.compose import compose_config
 
 WORDS = (*"abcdefghij", "the", "cat", "sat", "on", "a", "mat", "and", "then", "it", "ran")
 

@@ -13,7 +13,6 @@ from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
 from sm_diffusion.diffusion.soft_mask import ConstantStrength, LinearStrength
 from sm_diffusion.sampling import (
-    MEASURES,
     Canvas,
     ConfidenceOrder,
     Noise,
@@ -28,6 +27,7 @@ from sm_diffusion.sampling import (
 from sm_diffusion.sampling.loop import SamplerOutput
 from sm_diffusion.sampling.noise import StepNoise
 from sm_diffusion.sampling.orders import confidence
+from sm_diffusion.sampling.orders.confidence import build_measure
 from tests.helpers.golden import Golden, assert_close
 from tests.helpers.qwen import MASK, golden_dream
 
@@ -52,7 +52,7 @@ def policy_of(alg: str, golden: Golden) -> UnmaskPolicy:
     steps, eps = int(golden.meta.get("steps", 8)), float(golden.meta.get("eps", 1e-3))
     if alg == "origin":
         return Origin(num_steps=steps, eps=eps)
-    return ConfidenceOrder(measure=MEASURES[MEASURE_OF[alg]](), pace=Timetable(num_steps=steps, eps=eps))
+    return ConfidenceOrder(measure=build_measure(MEASURE_OF[alg]), pace=Timetable(num_steps=steps, eps=eps))
 
 
 def generate(sampler: Sampler, prompt_BL: Tensor, mask_BL: Tensor | None = None, seed: int = 3) -> SamplerOutput:

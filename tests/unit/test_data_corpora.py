@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sm_diffusion.app.build_data import build_datamodule
-from sm_diffusion.config.store import compose_config
+from sm_diffusion.config.compose import compose_config
 from sm_diffusion.data.chat.mixes import ChatMix, MessageFiles
 from sm_diffusion.data.corpora.detokenize import DETOKENIZERS
 from sm_diffusion.data.corpora.hub import HubRepository, LocalFolder

@@ -22,12 +22,12 @@ from sm_diffusion.diffusion.predictor import SoftMaskPredictor
 from sm_diffusion.diffusion.sft import FirstRowTime, SFTObjective
 from sm_diffusion.diffusion.soft_mask import SoftMask
 from sm_diffusion.sampling import (
-    MEASURES,
     ConfidenceOrder,
     RowNoise,
     Sampler,
     Timetable,
     TokenSampling,
+    build_measure,
     from_prompts,
 )
 from sm_diffusion.types import Draws
@@ -90,7 +90,7 @@ def generated(folder: Path | None) -> list[list[int]]:
         denoiser, head = open_backbone(str(folder / "full"), dtype=torch.float32).denoiser, found
     predictor = SoftMaskPredictor(denoiser, head, mask_id=MASK, mixing=mixing.linear)
     canvas = from_prompts([[5, 9, 21], [7]], new_tokens=10, mask_id=MASK)
-    order = ConfidenceOrder(measure=MEASURES["entropy"](), pace=Timetable(num_steps=5))
+    order = ConfidenceOrder(measure=build_measure("entropy"), pace=Timetable(num_steps=5))
     sampler = Sampler(predictor, order, sampling=TokenSampling(temperature=0.0))
     return canvas.texts(sampler.sample(canvas, RowNoise([1, 2], canvas.positions_BL)).ids_BL)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sm_diffusion import registry
 from sm_diffusion.denoisers.dit.model import DiT, DiTShape
 from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
 from sm_diffusion.diffusion import mixing
@@ -17,7 +18,6 @@ from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftM
 from sm_diffusion.diffusion.readouts.base import Logits
 from sm_diffusion.diffusion.soft_mask import FullVocabularySoftMask, LinearStrength, SoftMask
 from sm_diffusion.sampling import (
-    MEASURES,
     Ancestral,
     Blockwise,
     CacheScope,
@@ -34,6 +34,7 @@ from sm_diffusion.sampling import (
     Timetable,
     TokenSampling,
     UnmaskPolicy,
+    build_measure,
     from_prompts,
 )
 from sm_diffusion.sampling.cache import positions_of_rows
@@ -45,12 +46,16 @@ NEW, BLOCK = 12, 4
 
 def order(measure: str, pace: str) -> Callable[[], UnmaskPolicy]:
     paces = {"timetable": lambda: Timetable(num_steps=3), "threshold": lambda: Threshold(value=THRESHOLDS[measure])}
-    return lambda: ConfidenceOrder(measure=MEASURES[measure](), pace=paces[pace]())
+    return lambda: ConfidenceOrder(measure=build_measure(measure), pace=paces[pace]())
 
 
 THRESHOLDS = {"entropy": -4.2, "margin": 0.02, "probability": 0.06}
 ORDERS: dict[str, Callable[[], UnmaskPolicy]] = {
-    **{f"{measure}_{pace}": order(measure, pace) for measure in MEASURES for pace in ("timetable", "threshold")},
+    **{
+        f"{measure}_{pace}": order(measure, pace)
+        for measure in registry.names("measure")
+        for pace in ("timetable", "threshold")
+    },
     "origin": lambda: Origin(num_steps=3),
     "random": lambda: RandomOrder(num_steps=3),
 }

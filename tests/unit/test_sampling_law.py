@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.sampling import (
-    MEASURES,
     Ancestral,
     Canvas,
     ConfidenceOrder,
@@ -25,6 +24,7 @@ from sm_diffusion.sampling import (
     Timetable,
     TokenSampling,
     blank,
+    build_measure,
 )
 from sm_diffusion.sampling.noise import StepNoise
 from sm_diffusion.sampling.orders.ancestral import TransitionPolicy
@@ -259,7 +259,7 @@ def test_alg_temp_draws_positions_from_the_softmax_of_confidences() -> None:
         step=1,
     )
     noise = RowNoise(list(range(rows)), canvas.positions_BL).step(1, open_BL)
-    policy = ConfidenceOrder(measure=MEASURES["margin"](), pace=Timetable(num_steps=3, eps=1e-3), alg_temp=alg_temp)
+    policy = ConfidenceOrder(measure=build_measure("margin"), pace=Timetable(num_steps=3, eps=1e-3), alg_temp=alg_temp)
     proposal = policy.propose(state, noise)
     assert proposal.choose is not None
     chosen_BL = proposal.choose(confidence_L.expand(rows, 4))

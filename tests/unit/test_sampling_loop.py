@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sm_diffusion import registry
 from sm_diffusion.denoisers.dit.model import DiT, DiTShape
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.parameterization import Subs
@@ -17,8 +18,6 @@ from sm_diffusion.diffusion.readouts import scratch
 from sm_diffusion.diffusion.schedule import LogLinear
 from sm_diffusion.diffusion.soft_mask import FullVocabularySoftMask, LinearStrength, SoftMask, StrengthSchedule
 from sm_diffusion.sampling import (
-    MEASURES,
-    POLICIES,
     Ancestral,
     Canvas,
     ConfidenceOrder,
@@ -36,9 +35,9 @@ from sm_diffusion.sampling import (
     TokenSampling,
     UnmaskPolicy,
     blank,
+    build_measure,
     from_prompts,
     from_rows,
-    policy_class,
 )
 from sm_diffusion.sampling.orders.base import top_n
 from sm_diffusion.sampling.trajectory import STATES, Frame
@@ -70,9 +69,9 @@ EVERY_POLICY: dict[str, Callable[[], UnmaskPolicy]] = {
     "remdm_loop": lambda: RemdmLoop(num_steps=6, eta=0.1),
     "first_hitting": lambda: FirstHitting(),
     "first_hitting_2": lambda: FirstHitting(tokens_per_step=2),
-    "entropy": lambda: ConfidenceOrder(measure=MEASURES["entropy"](), pace=Timetable(num_steps=5)),
-    "margin": lambda: ConfidenceOrder(measure=MEASURES["margin"](), pace=Timetable(num_steps=5), alg_temp=0.1),
-    "probability": lambda: ConfidenceOrder(measure=MEASURES["probability"](), pace=Threshold(value=0.2)),
+    "entropy": lambda: ConfidenceOrder(measure=build_measure("entropy"), pace=Timetable(num_steps=5)),
+    "margin": lambda: ConfidenceOrder(measure=build_measure("margin"), pace=Timetable(num_steps=5), alg_temp=0.1),
+    "probability": lambda: ConfidenceOrder(measure=build_measure("probability"), pace=Threshold(value=0.2)),
     "random": lambda: RandomOrder(num_steps=5),
     "origin": lambda: Origin(num_steps=5),
 }
@@ -132,7 +131,7 @@ def test_skipped_passes_change_nothing(name: str) -> None:
         "remdm_cap": RemdmCap(num_steps=60, eta=0.02),
         "remdm_conf": RemdmConf(num_steps=60),
         "origin": Origin(num_steps=60),
-        "entropy": ConfidenceOrder(measure=MEASURES["entropy"](), pace=Timetable(num_steps=60)),
+        "entropy": ConfidenceOrder(measure=build_measure("entropy"), pace=Timetable(num_steps=60)),
     }
     canvas = blank(3, 10, mask_id=MASK)
     noise = RowNoise([4, 5, 6], canvas.positions_BL)
@@ -158,7 +157,7 @@ def test_threshold_takes_as_many_as_pass_and_at_least_one() -> None:
     noise = RowNoise([1, 2], canvas.positions_BL)
 
     def steps(value: float) -> int:
-        policy = ConfidenceOrder(measure=MEASURES["probability"](), pace=Threshold(value=value))
+        policy = ConfidenceOrder(measure=build_measure("probability"), pace=Threshold(value=value))
         return Sampler(predictor, policy).sample(canvas, noise).num_steps
 
     assert steps(0.0) == 1
@@ -179,7 +178,7 @@ def test_rounding_does_not_decide_an_order() -> None:
 def test_timetable_gives_each_row_its_share() -> None:
     counts = []
     canvas = blank(1, 16, mask_id=MASK)
-    policy = ConfidenceOrder(measure=MEASURES["margin"](), pace=Timetable(num_steps=8))
+    policy = ConfidenceOrder(measure=build_measure("margin"), pace=Timetable(num_steps=8))
     Sampler(make_predictor("sm"), policy).sample(
         canvas,
         RowNoise([1], canvas.positions_BL),
@@ -248,7 +247,7 @@ def test_no_tensor_of_all_logits_is_ever_allocated(monkeypatch: pytest.MonkeyPat
 
     canvas = blank(rows, length, mask_id=vocab_size - 1)
     noise = RowNoise(list(range(rows)), canvas.positions_BL)
-    confidence = ConfidenceOrder(measure=MEASURES["entropy"](), pace=Timetable(num_steps=2))
+    confidence = ConfidenceOrder(measure=build_measure("entropy"), pace=Timetable(num_steps=2))
     for kind in ("mdlm", "sm"):
         predictor = make_predictor(kind, vocab_size=vocab_size)
         for policy in (Ancestral(num_steps=3), RemdmConf(num_steps=3), confidence):
@@ -285,10 +284,10 @@ def test_the_network_is_left_in_the_mode_it_was_in() -> None:
         (lambda: TokenSampling(top_p=0), "top_p=0"),
         (lambda: TokenSampling(temperature=-1), "temperature=-1"),
         (lambda: TokenSampling(top_k=0), "top_k=0"),
-        (lambda: policy_class("ddim"), "choose one of ancestral, remdm_cap"),
+        (lambda: registry.find("sampler", "ddim"), "sampler=ddim: unknown; choose one of ancestral, first_hitting,"),
         (lambda: RowNoise([1], torch.zeros(2, 3, dtype=torch.int64)), "one seed a row"),
         (
-            lambda: ConfidenceOrder(measure=MEASURES["margin"](), pace=Threshold(value=0.5), alg_temp=0.3),
+            lambda: ConfidenceOrder(measure=build_measure("margin"), pace=Threshold(value=0.5), alg_temp=0.3),
             "alg_temp=0.3",
         ),
     ],
@@ -298,8 +297,4 @@ def test_bad_input_is_refused_in_one_line(what: Callable[[], object], message: s
         what()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_policy_names() -> None:
-    assert all(policy_class(name) is policy for name, policy in POLICIES.items())
     assert isinstance(blank(1, 1, mask_id=0), Canvas)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sm_diffusion.app.validate_hf import hf_problems
-from sm_diffusion.config import schema
-from sm_diffusion.config.store import compose_config
+from sm_diffusion.config.compose import compose_config
+from sm_diffusion.config.schema_model import DiTConfig
+from sm_diffusion.config.schema_peft import ChatConfig
 from sm_diffusion.data.chat.cache import as_rows
 from sm_diffusion.data.chat.collate import ChatSample
 from sm_diffusion.data.chat.rows import PackedRows, PaddedRows, first_fit, longest_row, places
@@ -192,12 +193,12 @@ def test_settings_are_checked() -> None:
     config = compose_config("train", overrides)
     assert list(hf_problems(config)) == []
     data, network_settings = config.data, config.model
-    assert isinstance(data, schema.ChatConfig)
+    assert isinstance(data, ChatConfig)
     for packing, packed_length, model, words in (
         ("flash", None, network_settings, "data.packing=flash: unknown; choose one of none, block_diagonal"),
         ("none", 512, network_settings, "data.packed_length=512: no rows are packed; set data.packing=block_diagonal"),
         ("block_diagonal", 256, network_settings, "data.packed_length=256: one sample may take 312 tokens; set at"),
-        ("block_diagonal", None, schema.DiTConfig(name="dit"), "data.packing=block_diagonal: model=dit takes no"),
+        ("block_diagonal", None, DiTConfig(name="dit"), "data.packing=block_diagonal: model=dit takes no"),
     ):
         data.packing, data.packed_length, config.model = packing, packed_length, model
         (problem,) = hf_problems(config)

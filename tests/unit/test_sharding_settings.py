@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import Strategy
 
 from sm_diffusion.app.strategy import build_strategy
 from sm_diffusion.app.validate_strategy import strategy_problems
-from sm_diffusion.config.store import compose_config
+from sm_diffusion.config.compose import compose_config
 from sm_diffusion.training.checkpoints.writer import Writer
 from sm_diffusion.training.strategies.base import ReplicatedStrategy, ShardedStrategy
 from sm_diffusion.training.watchdog.watchdog import group_timeout

@@ -10,7 +10,8 @@ import torch
 from sm_diffusion.app.build import build_denoiser
 from sm_diffusion.app.compose import compose_and_validate
 from sm_diffusion.cli import main as cli
-from sm_diffusion.config.schema import DiTConfig, TokenizerConfig
+from sm_diffusion.config.schema_data import TokenizerConfig
+from sm_diffusion.config.schema_model import DiTConfig
 from sm_diffusion.data.tokenizers.sizes import vocabulary
 from sm_diffusion.denoisers.dit.model import DiT, DiTShape
 from sm_diffusion.diffusion import mixing

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from sm_diffusion.app.build_hf import lm_config
 from sm_diffusion.app.compose import compose_and_validate
 from sm_diffusion.cli import main as cli
-from sm_diffusion.config.schema import HFConfig, HFShapeConfig, PeftConfig
+from sm_diffusion.config.schema_peft import HFConfig, HFShapeConfig, PeftConfig
 from sm_diffusion.denoisers.adapters.peft import AdapterSpec, attach
 from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
 from sm_diffusion.denoisers.pretrained.loading import LAYOUTS, build_empty

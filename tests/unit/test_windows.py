@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from sm_diffusion.app.build import extra_pass_share
-from sm_diffusion.app.build_sampler import build_strength
 from sm_diffusion.app.validate import validate_train
-from sm_diffusion.config.schema_sampler import AncestralConfig
-from sm_diffusion.config.store import compose_config
+from sm_diffusion.config.compose import compose_config
 from sm_diffusion.diffusion.soft_mask import WindowStrength
+from sm_diffusion.sampling import Ancestral, SamplerSettings
 from sm_diffusion.training.feedback_window import StepWindow
 from sm_diffusion.types import UserError
 
@@ -44,12 +43,12 @@ def test_extra_passes_that_a_window_leaves() -> None:
 
 
 def test_decode_window() -> None:
-    early = build_strength(AncestralConfig(strength="window", strength_until=0.5))
+    early = SamplerSettings(order=Ancestral(), strength="window", strength_until=0.5).build_strength()
     assert [early(t) for t in (1.0, 0.75, 0.5, 0.1)] == [1.0, 1.0, 0.0, 0.0]
     late = WindowStrength(t_from=0.5, t_until=0.0)
     assert [late(t) for t in (1.0, 0.5, 1e-5)] == [0.0, 1.0, 1.0]
     with pytest.raises(UserError, match=r"sampler\.strength_until=0\.5, sampler\.strength_from=0\.5: must satisfy"):
-        build_strength(AncestralConfig(strength="window", strength_until=0.5, strength_from=0.5))
+        SamplerSettings(order=Ancestral(), strength="window", strength_until=0.5, strength_from=0.5).build_strength()
     with pytest.raises(ValueError, match="t_until"):
         WindowStrength(t_from=0.0, t_until=0.0)
 

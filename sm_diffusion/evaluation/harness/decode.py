@@ -12,7 +12,8 @@ from sm_diffusion.evaluation.harness.opened import OpenedModel
 from sm_diffusion.evaluation.harness.settings import HarnessSettings, Wish
 from sm_diffusion.evaluation.likelihood import Passage
 from sm_diffusion.files import digest_bytes
-from sm_diffusion.sampling import MEASURES, ConfidenceOrder, Sampler, Threshold, TokenSampling
+from sm_diffusion.sampling import ConfidenceOrder, Sampler, Threshold, TokenSampling
+from sm_diffusion.sampling.orders.confidence import build_measure
 from sm_diffusion.types import UserError
 
 
@@ -73,7 +74,7 @@ def greedy_matches(model: OpenedModel, passages: Sequence[Passage], batch_size: 
     for context, _ in asked:
         if mask_id in context:
             raise UserError(f"a request holds the mask token {mask_id}: remove it from the text")
-    order = ConfidenceOrder(measure=MEASURES["probability"](), pace=Threshold(value=math.inf))
+    order = ConfidenceOrder(measure=build_measure("probability"), pace=Threshold(value=math.inf))
     sampler = Sampler(predictor, order, sampling=TokenSampling(temperature=0), schedule=model.told_schedule)
     queue = sorted(asked, key=lambda item: (-item[1], -len(item[0]), item[0]))
     decoded: dict[tuple[tuple[int, ...], int], tuple[int, ...]] = {}

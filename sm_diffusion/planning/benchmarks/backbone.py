@@ -24,7 +24,6 @@ from sm_diffusion.evaluation.results import environment
 from sm_diffusion.files import write_json
 from sm_diffusion.planning.benchmarks.measure import interleaved_ms, peak_mb
 from sm_diffusion.sampling import (
-    MEASURES,
     Blockwise,
     CacheScope,
     ConfidenceOrder,
@@ -39,6 +38,7 @@ from sm_diffusion.sampling import (
     UnmaskPolicy,
     from_prompts,
 )
+from sm_diffusion.sampling.orders.confidence import build_measure
 from sm_diffusion.types import Draws
 
 WANTED_OVERHEAD = 1.02  # a soft-masked decoding over the plain one, same order and cache
@@ -65,7 +65,7 @@ def random_denoiser(name: str, *, device: str) -> HFDenoiser:
     """The network of conf/model/NAME with normal weights, each drawn on the device in its dtype: one copy in memory."""
     from sm_diffusion.app.build_hf import DTYPES, lm_config
     from sm_diffusion.app.compose import compose_and_validate
-    from sm_diffusion.config.schema import HFConfig
+    from sm_diffusion.config.schema_peft import HFConfig
     from sm_diffusion.denoisers.pretrained.loading import LAYOUTS, build_empty
     from sm_diffusion.types import UserError
 
@@ -115,10 +115,10 @@ class Decoding:
         block, new = self.args.block, self.args.new
 
         def entropy(steps: int) -> ConfidenceOrder:
-            return ConfidenceOrder(measure=MEASURES["entropy"](), pace=Timetable(num_steps=steps))
+            return ConfidenceOrder(measure=build_measure("entropy"), pace=Timetable(num_steps=steps))
 
         def parallel() -> UnmaskPolicy:
-            order = ConfidenceOrder(measure=MEASURES["probability"](), pace=Threshold(value=threshold))
+            order = ConfidenceOrder(measure=build_measure("probability"), pace=Threshold(value=threshold))
             return Blockwise(order, block_length=block)
 
         return {

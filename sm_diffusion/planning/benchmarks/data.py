@@ -179,7 +179,7 @@ def report(found: dict[str, Any]) -> list[str]:
 
 def flops_per_token(variant: str) -> float:
     """FLOPs of one trained token: 169M DiT, 1,024 tokens, as `smd plan` counts them."""
-    from sm_diffusion.config.store import compose_config
+    from sm_diffusion.config.compose import compose_config
 
     config = compose_config("train", ["model=dit_169m", f"variant={variant}", "data=openwebtext"])
     return float(make_plan(config, vocab=50_258, on_gpu=True, num_devices=1).flops.training)

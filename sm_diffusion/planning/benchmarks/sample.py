@@ -27,7 +27,6 @@ from sm_diffusion.files import write_json
 from sm_diffusion.planning.benchmarks.floor import Pass, arithmetic, counted, products_alone
 from sm_diffusion.planning.benchmarks.measure import interleaved_ms, peak_mb
 from sm_diffusion.sampling import (
-    MEASURES,
     Ancestral,
     ConfidenceOrder,
     RowNoise,
@@ -37,6 +36,7 @@ from sm_diffusion.sampling import (
     UnmaskPolicy,
     blank,
 )
+from sm_diffusion.sampling.orders.confidence import build_measure
 from sm_diffusion.sampling.reference.plain import plain_sample
 
 TOP_PS = (1.0, 0.9)
@@ -77,7 +77,7 @@ class Bench:
 
     def runs(self, num_steps: int) -> dict[str, Callable[[], object]]:
         """plain, mdlm and sm as named in the report; the confidence orders run the head at every mask even as MDLM."""
-        measure, pace = MEASURES["probability"](), Timetable(num_steps=num_steps)
+        measure, pace = build_measure("probability"), Timetable(num_steps=num_steps)
         return {
             "plain": lambda: self.plain(num_steps),
             "mdlm": lambda: self.ours(self.mdlm, Ancestral(num_steps=num_steps)),

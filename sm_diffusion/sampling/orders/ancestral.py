@@ -7,17 +7,28 @@ away (a test enumerates it).
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sm_diffusion.diffusion.schedule import NoiseSchedule
+from sm_diffusion.diffusion.schedule import LogLinear, NoiseSchedule
+from sm_diffusion.registry import given, refuse, register
 from sm_diffusion.sampling.categorical import Measure
 from sm_diffusion.sampling.noise import StepNoise
-from sm_diffusion.sampling.orders.base import Proposal, State, TimeGrid, UnmaskPolicy, same_time, top_n
-from sm_diffusion.types import UserError
+from sm_diffusion.sampling.orders.base import (
+    Proposal,
+    State,
+    TimeGrid,
+    UnmaskPolicy,
+    grid_problems,
+    same_time,
+    top_n,
+)
 
 
 class Rates(NamedTuple):
@@ -51,13 +62,32 @@ def transition_probs(p_BLV: Tensor, rates: Rates, masked_BL: Tensor, mask_id: in
     return q_BLV
 
 
+@dataclass(frozen=True, kw_only=True)
 class TransitionPolicy(UnmaskPolicy):
     """Moves every position by itself, on a time grid, by one uniform number: interface of MDLM and the ReMDM family."""
 
-    def __init__(self, grid: TimeGrid, *, measure: Measure | None, remasks: bool) -> None:
-        self.grid = grid
-        self.measure = measure
-        self._remasks = remasks
+    num_steps: int = 128
+    eps: float = 1e-5  # last time of the grid
+
+    def __post_init__(self) -> None:
+        refuse(self)
+
+    def problems(self) -> Iterator[str]:
+        yield from grid_problems(self.num_steps, self.eps)
+        yield from self.own_problems()
+
+    def own_problems(self) -> Iterator[str]:
+        """Of the settings that a subclass adds; none."""
+        return iter(())
+
+    @functools.cached_property
+    def grid(self) -> TimeGrid:
+        return TimeGrid(self.num_steps, self.eps)
+
+    @property
+    @abstractmethod
+    def measure(self) -> Measure | None:
+        """The confidence of a drawn token that `rates` reads from the state; None: it reads none."""
 
     @abstractmethod
     def rates(self, state: State) -> Rates:
@@ -67,7 +97,7 @@ class TransitionPolicy(UnmaskPolicy):
         rates = self.rates(state)
         draw_BL = state.masked_BL & (noise.move_BL < rates.unmask / (rates.unmask + rates.stay))
         remask_BL = None
-        if self._remasks:
+        if self.remasks:
             remask_BL = state.open_BL & ~state.masked_BL & (noise.move_BL < rates.remask)
         return Proposal(same_time(state, self.grid.times[state.step]), draw_BL, remask_BL, measure=self.measure)
 
@@ -75,23 +105,31 @@ class TransitionPolicy(UnmaskPolicy):
         return self.grid.num_steps
 
     @property
-    def remasks(self) -> bool:
-        return self._remasks
-
-    @property
     def end_time(self) -> float:
         return self.grid.times[-1]
 
 
+@register("sampler", "ancestral")
+@dataclass(frozen=True, kw_only=True)
 class Ancestral(TransitionPolicy):
     """MDLM. A masked position is unmasked with probability (m(t) - m(s)) / m(t).
 
     schedule: m(t) = 1 - alpha(t). None: m(t) = t, as published; the same for log-linear noise, whose factor cancels.
     """
 
-    def __init__(self, *, num_steps: int, eps: float = 1e-5, schedule: NoiseSchedule | None = None) -> None:
-        super().__init__(TimeGrid(num_steps, eps), measure=None, remasks=False)
-        self.schedule = schedule
+    schedule: NoiseSchedule | None = given(None)
+
+    @property
+    def measure(self) -> Measure | None:
+        return None
+
+    @property
+    def remasks(self) -> bool:
+        return False
+
+    def under(self, schedule: NoiseSchedule | None) -> Ancestral:
+        """The same for a network trained under a schedule; log-linear noise cancels, so it counts as none."""
+        return replace(self, schedule=None if isinstance(schedule, LogLinear) else schedule)
 
     def rates(self, state: State) -> Rates:
         t, s = self.grid.interval(state.step)
@@ -100,6 +138,8 @@ class Ancestral(TransitionPolicy):
         return mdlm_rates(*self.schedule.mask_probability(torch.tensor([t, s], dtype=torch.float64)).tolist())
 
 
+@register("sampler", "first_hitting")
+@dataclass(frozen=True, kw_only=True)
 class FirstHitting(UnmaskPolicy):
     """First-hitting sampler (Zheng et al., arXiv 2409.02908, section 3): one position a step, without a time grid.
 
@@ -110,10 +150,14 @@ class FirstHitting(UnmaskPolicy):
                      u^(1/n + ... + 1/(n - k + 1)), which has the right mean of log t.
     """
 
-    def __init__(self, *, tokens_per_step: int = 1) -> None:
-        if tokens_per_step < 1:
-            raise UserError(f"sampler.tokens_per_step={tokens_per_step}: must be >= 1")
-        self.tokens_per_step = tokens_per_step
+    tokens_per_step: int = 1  # 1 is exact; more is faster
+
+    def __post_init__(self) -> None:
+        refuse(self)
+
+    def problems(self) -> Iterator[str]:
+        if self.tokens_per_step < 1:
+            yield f"sampler.tokens_per_step={self.tokens_per_step}: must be >= 1"
 
     def propose(self, state: State, noise: StepNoise) -> Proposal:
         num_masked_B = state.masked_BL.sum(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -79,6 +79,14 @@ class UnmaskPolicy(ABC):
         """Diffusion time of the final noise-removal pass."""
 
 
+def grid_problems(num_steps: int, eps: float) -> Iterator[str]:
+    """What is wrong with the settings of a grid."""
+    if num_steps < 1:
+        yield f"sampler.num_steps={num_steps}: must be >= 1"
+    if not 0 < eps < 1:
+        yield f"sampler.eps={eps}: must lie in (0, 1)"
+
+
 class TimeGrid:
     """num_steps + 1 times from 1 down to eps, equally spaced, in float32 as published.
 
@@ -86,10 +94,8 @@ class TimeGrid:
     """
 
     def __init__(self, num_steps: int, eps: float) -> None:
-        if num_steps < 1:
-            raise UserError(f"sampler.num_steps={num_steps}: must be >= 1")
-        if not 0 < eps < 1:
-            raise UserError(f"sampler.eps={eps}: must lie in (0, 1)")
+        for problem in grid_problems(num_steps, eps):
+            raise UserError(problem)
         self.num_steps = num_steps
         self.eps = eps
         self.times: list[float] = torch.linspace(1, eps, num_steps + 1).tolist()

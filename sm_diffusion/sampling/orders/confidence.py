@@ -7,14 +7,26 @@ feedback, is the share of a row's open positions that is still masked (as in the
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sm_diffusion.registry import choice, find, refuse, register
 from sm_diffusion.sampling.categorical import Measure
 from sm_diffusion.sampling.noise import StepNoise
-from sm_diffusion.sampling.orders.base import Proposal, State, TimeGrid, UnmaskPolicy, masked_share, top_n
+from sm_diffusion.sampling.orders.base import (
+    Proposal,
+    State,
+    TimeGrid,
+    UnmaskPolicy,
+    grid_problems,
+    masked_share,
+    top_n,
+)
 from sm_diffusion.types import UserError
 
 # Confidences closer than this are tied. Masked positions without context (all of them, in the first step of an empty
@@ -136,11 +148,22 @@ class ConfidenceOrder(UnmaskPolicy):
         return self.pace.end_time
 
 
+@dataclass(frozen=True, kw_only=True)
 class ChosenFirst(UnmaskPolicy):
     """Positions chosen without a prediction, on a grid of num_steps times."""
 
-    def __init__(self, *, num_steps: int, eps: float = 1e-3) -> None:
-        self.pace = Timetable(num_steps=num_steps, eps=eps)
+    num_steps: int = 128
+    eps: float = 1e-3  # last time of the grid
+
+    def __post_init__(self) -> None:
+        refuse(self)
+
+    def problems(self) -> Iterator[str]:
+        yield from grid_problems(self.num_steps, self.eps)
+
+    @functools.cached_property
+    def pace(self) -> Timetable:
+        return Timetable(num_steps=self.num_steps, eps=self.eps)
 
     @abstractmethod
     def pick(self, state: State, noise: StepNoise) -> Tensor:
@@ -161,6 +184,8 @@ class ChosenFirst(UnmaskPolicy):
         return self.pace.end_time
 
 
+@register("sampler", "random")
+@dataclass(frozen=True, kw_only=True)
 class RandomOrder(ChosenFirst):
     """A timetable's number of tokens a step, at uniformly random masked positions."""
 
@@ -168,8 +193,51 @@ class RandomOrder(ChosenFirst):
         return top_n(noise.order_BL, state.masked_BL, self.pace.scheduled(state))
 
 
+@register("sampler", "origin")
+@dataclass(frozen=True, kw_only=True)
 class Origin(ChosenFirst):
     """Dream's "origin": every masked position by itself, with probability 1 - s / t; in the last step all."""
 
     def pick(self, state: State, noise: StepNoise) -> Tensor:
         return state.masked_BL & (noise.move_BL < self.pace.grid.share(state.step))
+
+
+def build_measure(name: str) -> Measure:
+    """The measure of confidence registered under a name."""
+    measure: Measure = find("measure", name, key="sampler.measure")()
+    return measure
+
+
+@register("sampler", "confidence")
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceSettings:
+    """Dream's orders: a timetable's number of tokens a step, the surest first."""
+
+    num_steps: int = 128
+    eps: float = 1e-3  # last time of the grid
+    measure: str = choice("measure", "entropy")
+    alg_temp: float | None = None  # > 0 perturbs the order; null or 0: the surest
+
+    def __post_init__(self) -> None:
+        refuse(self)
+
+    def problems(self) -> Iterator[str]:
+        yield from grid_problems(self.num_steps, self.eps)
+        if self.alg_temp is not None and not self.alg_temp >= 0:
+            yield f"sampler.alg_temp={self.alg_temp}: must be >= 0 (0 or null: the surest positions)"
+
+    def build(self) -> UnmaskPolicy:
+        pace = Timetable(num_steps=self.num_steps, eps=self.eps)
+        return ConfidenceOrder(measure=build_measure(self.measure), pace=pace, alg_temp=self.alg_temp)
+
+
+@register("sampler", "threshold")
+@dataclass(frozen=True, kw_only=True)
+class ThresholdSettings:
+    """As many tokens a step as are sure enough, and at least one."""
+
+    measure: str = choice("measure", "probability")
+    value: float = 0.9  # in the measure's unit: probability or margin in [0, 1], negative entropy in nats (<= 0)
+
+    def build(self) -> UnmaskPolicy:
+        return ConfidenceOrder(measure=build_measure(self.measure), pace=Threshold(value=self.value))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from torch import Tensor
 
-from sm_diffusion.sampling.categorical import DrawnProbability
+from sm_diffusion.registry import register
+from sm_diffusion.sampling.categorical import DrawnProbability, Measure
 from sm_diffusion.sampling.orders.ancestral import Rates, TransitionPolicy, mdlm_rates
-from sm_diffusion.sampling.orders.base import State, TimeGrid
-from sm_diffusion.types import UserError
+from sm_diffusion.sampling.orders.base import State
 
 
 def remdm_rates(alpha_t: float, alpha_s: float, remask: float | Tensor, sigma: float) -> Rates:
@@ -26,12 +29,23 @@ def sigma_max(alpha_t: float, alpha_s: float, limit: float) -> float:
     return min(limit, (1 - alpha_s) / alpha_t) if alpha_t > 0 else limit
 
 
+@register("sampler", "remdm_cap")
+@dataclass(frozen=True, kw_only=True)
 class RemdmCap(TransitionPolicy):
     """sigma = min(eta, (1 - alpha_s) / alpha_t). Published: eta 0.04 when there are fewer steps than tokens."""
 
-    def __init__(self, *, num_steps: int, eta: float = 0.04, eps: float = 1e-5) -> None:
-        super().__init__(TimeGrid(num_steps, eps), measure=None, remasks=True)
-        self.eta = _probability("eta", eta)
+    eta: float = 0.04  # largest probability of re-masking a token in a step
+
+    def own_problems(self) -> Iterator[str]:
+        yield from _probability("eta", self.eta)
+
+    @property
+    def measure(self) -> Measure | None:
+        return None
+
+    @property
+    def remasks(self) -> bool:
+        return True
 
     def rates(self, state: State) -> Rates:
         t, s = self.grid.interval(state.step)
@@ -39,12 +53,23 @@ class RemdmCap(TransitionPolicy):
         return remdm_rates(1 - t, 1 - s, sigma, sigma)
 
 
+@register("sampler", "remdm_rescale")
+@dataclass(frozen=True, kw_only=True)
 class RemdmRescale(TransitionPolicy):
     """sigma = eta * min(1, (1 - alpha_s) / alpha_t)."""
 
-    def __init__(self, *, num_steps: int, eta: float = 0.015, eps: float = 1e-5) -> None:
-        super().__init__(TimeGrid(num_steps, eps), measure=None, remasks=True)
-        self.eta = _probability("eta", eta)
+    eta: float = 0.015  # share of the largest possible re-masking probability
+
+    def own_problems(self) -> Iterator[str]:
+        yield from _probability("eta", self.eta)
+
+    @property
+    def measure(self) -> Measure | None:
+        return None
+
+    @property
+    def remasks(self) -> bool:
+        return True
 
     def rates(self, state: State) -> Rates:
         t, s = self.grid.interval(state.step)
@@ -52,6 +77,8 @@ class RemdmRescale(TransitionPolicy):
         return remdm_rates(1 - t, 1 - s, sigma, sigma)
 
 
+@register("sampler", "remdm_conf")
+@dataclass(frozen=True, kw_only=True)
 class RemdmConf(TransitionPolicy):
     """sigma_l = softmax_l(-psi) * min(1, (1 - alpha_s) / alpha_t) over the tokens drawn so far in the row.
 
@@ -59,8 +86,13 @@ class RemdmConf(TransitionPolicy):
     re-masked sooner. The published code stores psi in bfloat16; here it is float64.
     """
 
-    def __init__(self, *, num_steps: int, eps: float = 1e-5) -> None:
-        super().__init__(TimeGrid(num_steps, eps), measure=DrawnProbability(), remasks=True)
+    @property
+    def measure(self) -> Measure | None:
+        return DrawnProbability()
+
+    @property
+    def remasks(self) -> bool:
+        return True
 
     def rates(self, state: State) -> Rates:
         t, s = self.grid.interval(state.step)
@@ -70,6 +102,8 @@ class RemdmConf(TransitionPolicy):
         return remdm_rates(1 - t, 1 - s, eta_BL.nan_to_num(0.0) * sigma_max(1 - t, 1 - s, 1.0), 0.0)
 
 
+@register("sampler", "remdm_loop")
+@dataclass(frozen=True, kw_only=True)
 class RemdmLoop(TransitionPolicy):
     """Plain MDLM down to alpha_on, then a loop at constant alpha_on that re-masks, then MDLM to the end.
 
@@ -79,25 +113,29 @@ class RemdmLoop(TransitionPolicy):
     Published: as the defaults, with as many steps as tokens.
     """
 
-    def __init__(
-        self,
-        *,
-        num_steps: int,
-        eta: float = 0.02,
-        t_on: float = 0.55,
-        t_off: float = 0.05,
-        alpha_on: float = 0.9,
-        eps: float = 1e-5,
-    ) -> None:
-        super().__init__(TimeGrid(num_steps, eps), measure=None, remasks=True)
-        if not 0 < t_off < t_on < 1 or not 0 < alpha_on < 1:
-            raise UserError(
-                f"sampler.t_off={t_off}, t_on={t_on}, alpha_on={alpha_on}: need 0 < t_off < t_on < 1, 0 < alpha_on < 1"
+    eta: float = 0.02
+    t_on: float = 0.55  # the loop lasts from t_on down to t_off
+    t_off: float = 0.05
+    alpha_on: float = 0.9  # share of tokens during the loop
+
+    def own_problems(self) -> Iterator[str]:
+        yield from _probability("eta", self.eta)
+        if not 0 < self.t_off < self.t_on < 1 or not 0 < self.alpha_on < 1:
+            yield (
+                f"sampler.t_off={self.t_off}, t_on={self.t_on}, alpha_on={self.alpha_on}: "
+                "need 0 < t_off < t_on < 1, 0 < alpha_on < 1"
             )
-        largest = (1 - alpha_on) / alpha_on
-        if _probability("eta", eta) > largest:
-            raise UserError(f"sampler.eta={eta}: must be <= (1 - alpha_on) / alpha_on = {largest:.3g}")
-        self.eta, self.t_on, self.t_off, self.alpha_on = eta, t_on, t_off, alpha_on
+        elif self.eta > (1 - self.alpha_on) / self.alpha_on:
+            largest = (1 - self.alpha_on) / self.alpha_on
+            yield f"sampler.eta={self.eta}: must be <= (1 - alpha_on) / alpha_on = {largest:.3g}"
+
+    @property
+    def measure(self) -> Measure | None:
+        return None
+
+    @property
+    def remasks(self) -> bool:
+        return True
 
     def rates(self, state: State) -> Rates:
         t, s = self.grid.interval(state.step)
@@ -110,7 +148,6 @@ class RemdmLoop(TransitionPolicy):
         return mdlm_rates(t * slope, s * slope)
 
 
-def _probability(name: str, value: float) -> float:
+def _probability(name: str, value: float) -> Iterator[str]:
     if not 0 <= value <= 1:
-        raise UserError(f"sampler.{name}={value}: must lie in [0, 1]")
-    return value
+        yield f"sampler.{name}={value}: must lie in [0, 1]"

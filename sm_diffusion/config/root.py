@@ -1,0 +1,68 @@
+"""The roots of the configuration: what train.py, eval.py and `smd sample` are given.
+
+Every field that a group chooses holds a component of the registry; its settings stand where the component is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sm_diffusion.config.schema_data import DataConfig
+from sm_diffusion.config.schema_eval import EvaluatorConfig
+from sm_diffusion.config.schema_model import ModelConfig, SoftMaskConfig, VariantConfig
+from sm_diffusion.config.schema_peft import PeftConfig
+from sm_diffusion.config.schema_run import CallbacksConfig, LoggerConfig, OptimConfig, StrategyConfig, TrainerConfig
+from sm_diffusion.registry import MISSING, option
+from sm_diffusion.sampling.settings import SamplerSettings
+
+
+@dataclass
+class TrainConfig:
+    """Settings of train.py."""
+
+    name: str = MISSING  # of the run; its folder is output_dir
+    output_dir: str = MISSING
+    seed: int = 1
+    init_from: str | None = None  # checkpoint whose weights start this run (ours, or a published MDLM/SM one)
+    init_weights: str = "raw"  # raw | ema
+    ckpt_path: str | None = None  # null: new run | last: continue output_dir | auto: last if any | a checkpoint of it
+    overwrite: bool = False  # delete what output_dir holds from an earlier run of this name
+    model: ModelConfig = option("model")
+    variant: VariantConfig = option("variant")
+    soft_mask: SoftMaskConfig = option("soft_mask")
+    peft: PeftConfig = option("peft", of="peft")
+    data: DataConfig = option("data")
+    schedule: Any = option("schedule")
+    objective: Any = option("objective")
+    optim: OptimConfig = option("optim")
+    trainer: TrainerConfig = option("trainer")
+    strategy: StrategyConfig = option("strategy")
+    logger: LoggerConfig = option("logger")
+    callbacks: CallbacksConfig = option("callbacks")
+
+
+@dataclass
+class EvalConfig:
+    """Settings of eval.py."""
+
+    checkpoint: str = MISSING
+    output_dir: str = MISSING
+    weights: str = "ema"  # ema | raw
+    seed: int = 1  # of the evaluation noise; 1 is what validation during fit uses
+    batch_sequences: int = 64
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "auto"
+    data: DataConfig | None = option("data", None)  # null: the corpus the checkpoint was trained on
+    model: ModelConfig | None = option("model", None)  # for a published checkpoint, which does not say its heads
+    soft_mask: SoftMaskConfig = option("soft_mask")  # top_k of a published checkpoint
+    sampler: SamplerSettings = option("sampler")  # of evaluators that generate
+    evaluator: EvaluatorConfig = option("evaluator")
+
+
+@dataclass
+class SampleConfig:
+    """Settings of `smd sample` and of `Model.generate`."""
+
+    sampler: SamplerSettings = option("sampler")
