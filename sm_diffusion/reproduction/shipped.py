@@ -63,7 +63,9 @@ def component_lines(group: registry.Group) -> Iterator[tuple[str, str]]:
     for component in registry.components(group.name):
         if group.option and any(item.default is registry.MISSING for item in dataclasses.fields(component.thing)):
             continue
-        text = " ".join((component.thing.__doc__ or "").split("\n\n")[0].split())
+        doc = component.thing.__doc__ or ""
+        own = "" if doc.startswith(f"{component.thing.__name__}(") else doc  # what dataclasses write by themselves
+        text = " ".join(own.split("\n\n")[0].split())
         yield component.name, text if component.provider == "sm_diffusion" else f"{text} [{component.provider}]"
 
 
