@@ -134,7 +134,7 @@ def test_groups_lists_options_defaults_and_rows(tmp_path: Path) -> None:
     for name in ("small", "large"):
         (tmp_path / "conf" / "model" / f"{name}.yaml").write_text(f"# @package _global_\n# A {name} one.\nwidth: 3\n")
     text = shipped.groups_text(tmp_path)
-    assert "model\n    large              A large one.\n  * small              A small one." in text
+    assert "\n    large              A large one.\n  * small              A small one." in text
     assert "experiments=toy/...   Toy" in text
     assert "soft               The soft row." in text
     assert list(shipped.shipped(tmp_path)) == [
