@@ -79,7 +79,7 @@ GROUPS = (
     Group("times", "how diffusion times are sampled", (_S + "diffusion.schedule", _S + "diffusion.sft"), option=False),
     Group("objective", "the training loss", (_S + "diffusion.objective", _S + "diffusion.sft")),
     Group("peft", "adapters on a frozen network", (_S + "config.schema_peft",)),
-    Group("data", "the corpus", (_S + "config.schema_data", _S + "config.schema_peft", _S + "config.schema_chat_mix")),
+    Group("data", "the corpus", (_S + "config.schema_data", _S + "config.schema_peft")),
     Group("optim", "the optimiser", (_S + "config.schema_run",)),
     Group("trainer", "how long and on what a run is carried out", (_S + "config.schema_run",)),
     Group("strategy", "how a step is spread over processes", (_S + "config.schema_run",)),

@@ -11,11 +11,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from sm_diffusion.app.build_mix import build_chat_mix
-from sm_diffusion.config.schema_chat_mix import ChatMixConfig
 from sm_diffusion.config.schema_peft import (
     PACKINGS,
     ChatConfig,
     ChatFilesConfig,
+    ChatMixConfig,
     HFConfig,
     HFShapeConfig,
     PeftConfig,

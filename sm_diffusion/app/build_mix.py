@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sm_diffusion.config.schema_chat_mix import ChatMixConfig, MessageFilesConfig
+from sm_diffusion.config.schema_peft import ChatMixConfig, MessageFilesConfig
 from sm_diffusion.data.chat.mixes import ChatMix, MessageFiles
 from sm_diffusion.data.corpora.hub import HubRepository, LocalFolder
 from sm_diffusion.types import UserError

@@ -81,3 +81,23 @@ class ChatFilesConfig(ChatConfig):
 @dataclass
 class PythonChatConfig(ChatConfig):
     """The running interpreter's standard library: a docstring asks for a function, its source answers."""
+
+
+@dataclass
+class MessageFilesConfig:
+    """One part of a mix: files of conversations on the hub, or in a folder in its layout."""
+
+    repo: str = ""
+    revision: str = "main"  # branch, tag or commit; resolved to a commit once
+    path: str = ""  # a folder instead of the hub
+    files: list[str] = field(default_factory=lambda: ["*.parquet", "*.jsonl"])  # patterns; * crosses folders
+    messages_field: str = "messages"
+
+
+@register("data", "chat_mix")
+@dataclass
+class ChatMixConfig(ChatConfig):
+    """Conversations of several parts; point a part at local files with data.parts.NAME.path=FOLDER."""
+
+    parts: dict[str, MessageFilesConfig] = MISSING
+    max_samples: int | None = 300_000  # conversations read, evenly spread; null: all
