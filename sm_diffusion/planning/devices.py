@@ -2,7 +2,7 @@
 
 Bytes are those one device sends in an optimizer step with ring algorithms over N devices: an all-gather or a
 reduce-scatter of S bytes sends (N - 1) / N x S, an all-reduce twice that. ZeRO: Rajbhandari et al., arXiv 1910.02054,
-section 7. What FSDP2 gathers, and when, is measured by tests/unit/test_tools_plan_scale.py.
+section 7. What FSDP2 gathers, and when, is measured by tests/unit/planning/test_devices.py.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def test_validation_and_results_equal_one_process(root: Path, two: str, one: str
 
 
 def test_ddp_sends_gradients_once_a_step_whatever_the_number_of_micro_batches(root: Path) -> None:
-    """FSDP2's are counted in tests/unit/test_tools_plan_scale.py: gloo's scatters are not in the flight recorder."""
+    """FSDP2's are counted in tests/unit/planning/test_devices.py: gloo's scatters are not in the flight recorder."""
     counts = [
         json.loads((root / f"{name}.collectives.0").read_text()).count("all_reduce")
         for name in ("ddp-soft", "accumulate-ddp")

@@ -14,7 +14,7 @@ from sm_diffusion.evaluation.benchmarks.task_data import SOURCES, load_rows, loc
 from sm_diffusion.evaluation.benchmarks.tasks import build_task
 from sm_diffusion.types import UserError
 
-DATA = Path(os.environ.get("SMD_BENCH_DATA") or Path(__file__).parents[3] / "shared" / "data")
+DATA = Path(os.environ.get("SMD_BENCH_DATA") or Path(__file__).parents[5] / "shared" / "data")
 HUMANEVAL = {
     "task_id": "HumanEval/0",
     "prompt": 'def add(a, b):\n    """Add."""\n',
