@@ -49,6 +49,6 @@ class GenerativeConfig(EvaluatorConfig):
     judge_batch_sequences: int = 4
     mauve: bool = False  # needs the extra: pip install sm-diffusion[eval]
     mauve_features: str = "gpt2-large"  # as judge
-    mauve_seeds: list[int] = field(default_factory=lambda: [25, 26, 27])  # of k-means; the mean is reported
+    mauve_seeds: list[int] = field(default_factory=lambda: [25, 26, 27])  # of k-means; 25 is reported, else the mean
     mauve_references: int | None = None  # validation sequences; null: as many as samples
     mauve_scaling: float = 5.0

@@ -101,7 +101,7 @@ class GenerativeEvaluator(Evaluator):
                 found |= _judged(judge, samples)
             if mauve is not None:
                 score = mauve.score([sample.text for sample in samples])
-                found |= {"mauve": score.spread.mean, "mauve_std": score.spread.std or 0.0}
+                found |= {"mauve": score.headline, "mauve_std": score.spread.std or 0.0}
                 protocol[f"mauve{suffix}"] = score.describe()
                 self.scorers.say(score.describe() + (f" at temperature {suffix[1:]}" if suffix else ""))
                 caution = score.caution()

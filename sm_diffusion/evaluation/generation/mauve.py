@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sm_diffusion.evaluation.generation.reader import CausalJudge
@@ -24,6 +25,7 @@ from sm_diffusion.types import UserError
 EXTRA = "evaluator.mauve=true: the package mauve-text is missing; install the extra: pip install 'sm-diffusion[eval]'"
 
 
+HEADLINE_SEED = 25  # mauve-text's default, which the published scores were made with
 FEWEST = 20  # texts of each kind: below, k-means gets two clusters and the score says next to nothing
 NOISY = 1000  # texts below which mauve-text's authors expect an optimistic and unstable score
 
@@ -46,11 +48,16 @@ class MauveScore(NamedTuple):
     num_references: int
     num_clusters: int
 
+    @property
+    def headline(self) -> float:
+        """The score to report: that of k-means seed 25 as published (IBM language/main.py:221), or the mean without."""
+        return self.by_seed.get(HEADLINE_SEED, self.spread.mean)
+
     def describe(self) -> str:
         """The score is meaningless without these."""
         values = ", ".join(f"{seed}: {value:.4f}" for seed, value in self.by_seed.items())
         return (
-            f"MAUVE {self.spread.mean:.4f} (by k-means seed {values}; n = {self.num_samples} samples, "
+            f"MAUVE {self.headline:.4f} (by k-means seed {values}; n = {self.num_samples} samples, "
             f"{self.num_references} references, {self.num_clusters} clusters)"
         )
 
@@ -63,6 +70,18 @@ class MauveScore(NamedTuple):
             f"MAUVE of n = {fewest} texts in {self.num_clusters} clusters is too high and noisy: compare it with "
             f"scores of the same n only, or set evaluator.num_samples and evaluator.mauve_references to {NOISY} or more"
         )
+
+
+def reference_order(num_windows: int, count: int, seed: int) -> list[int]:
+    """Numbers of the validation windows that are the human texts, in the order in which the released loader gives them.
+
+    A generator of `seed` draws one int64 (the base seed of a DataLoader's workers) and then permutes all windows; the
+    first `count` are taken, or all where there are fewer. Source: `load_human_references`, s-sahoo/duo ch-1
+    dataloader.py:863 with the patch of IBM language/; their default seed is 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    torch.empty((), dtype=torch.int64).random_(generator=generator)
+    return torch.randperm(num_windows, generator=generator)[:count].tolist()
 
 
 def too_few(num_samples: int, num_references: int) -> str:

@@ -22,13 +22,28 @@ class JudgedText(NamedTuple):
     num_tokens: int
 
 
-def judged_positions(ids_BL: Tensor, real_BL: Tensor, end_ids: Sequence[int]) -> Tensor:
-    """bool (B, L-1): scored tokens, i.e. positions 1.. up to and including the first end of text among them.
+COUNTED = ("all", "first_document")
 
-    As in MDLM's evaluation, but nothing after the first end counts. One at position 0 is context only.
+
+def judged_positions(
+    ids_BL: Tensor, real_BL: Tensor, end_ids: Sequence[int], counted: str = "first_document"
+) -> Tensor:
+    """bool (B, L-1): scored tokens among positions 1 .. L-1; position 0 is context only.
+
+    counted:
+        all: every token that is no end of text, also after one, and the row's first end of text (not if that is at
+            position 0). The published rule: mdlm/diffusion.py:569-576 and s-sahoo/duo ch-1 metrics.py:164; there the
+            rows of a batch are padded with ends of text, so the first pad of a row without any counts as well. Padding
+            (`real_BL` false) never counts here, which equals their batches of one.
+        first_document: up to and including the first end of text among positions 1 .., nothing after it.
     """
+    ends = torch.tensor(list(end_ids), dtype=torch.int64, device=ids_BL.device)
+    if counted == "all":
+        end_BL = torch.isin(ids_BL, ends) & real_BL
+        first_BL = end_BL & (end_BL.long().cumsum(-1) == 1)
+        return (real_BL & (~end_BL | first_BL))[:, 1:]
     targets_BL, keep_BL = ids_BL[:, 1:], real_BL[:, 1:]
-    end_BL = torch.isin(targets_BL, torch.tensor(list(end_ids), dtype=torch.int64, device=ids_BL.device))
+    end_BL = torch.isin(targets_BL, ends)
     return keep_BL & (end_BL.long().cumsum(-1) - end_BL.long() == 0)
 
 
@@ -37,6 +52,7 @@ class CausalJudge:
     """A causal LM and its own tokenizer; texts are re-tokenised.
 
     name: as given.     max_tokens: of a text, the rest is cut off.     batch_sequences: changes no score.
+    counted: which tokens count, one of COUNTED, see `judged_positions`.
     """
 
     name: str
@@ -44,6 +60,7 @@ class CausalJudge:
     tokenizer: Any
     max_tokens: int = 1024
     batch_sequences: int = 4
+    counted: str = "first_document"
 
     @property
     def end_ids(self) -> list[int]:
@@ -75,7 +92,7 @@ class CausalJudge:
     def _score_batch(self, rows: Sequence[Sequence[int]]) -> list[JudgedText]:
         ids_BL, real_BL = padded(rows, self.model.device)
         logits_BLV = self.model(input_ids=ids_BL, attention_mask=real_BL.long(), use_cache=False).logits
-        keep_BL = judged_positions(ids_BL, real_BL, self.end_ids)
+        keep_BL = judged_positions(ids_BL, real_BL, self.end_ids, self.counted)
         found = []
         for logits_LV, ids_L, keep_L in zip(logits_BLV, ids_BL, keep_BL, strict=True):
             nll_L = torch.nn.functional.cross_entropy(logits_LV[:-1].float(), ids_L[1:], reduction="none")
@@ -115,9 +132,15 @@ def generative_perplexity(scores: Sequence[JudgedText]) -> float:
 
 
 def load_judge(
-    name: str, *, key: str = "evaluator.judge", device: str = "cpu", max_tokens: int = 1024, batch_sequences: int = 4
+    name: str,
+    *,
+    key: str = "evaluator.judge",
+    device: str = "cpu",
+    max_tokens: int = 1024,
+    batch_sequences: int = 4,
+    counted: str = "first_document",
 ) -> CausalJudge:
-    """A judge from a folder, a GGUF file, or a name on the hub, in float32.
+    """A judge from a folder, a GGUF file, or a name on the hub, in float32. counted: see `judged_positions`.
 
     Raises UserError naming `key` when it cannot be loaded.
     """
@@ -143,6 +166,7 @@ def load_judge(
         tokenizer=tokenizer,
         max_tokens=min(max_tokens, limit),
         batch_sequences=batch_sequences,
+        counted=counted,
     )
 
 
