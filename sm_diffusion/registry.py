@@ -72,8 +72,12 @@ class _Table:
 _S = "sm_diffusion."
 GROUPS = (
     Group("model", "the network", (_S + "config.schema_model", _S + "config.schema_peft")),
-    Group("variant", "what happens to the prediction of a position that stays masked", (_S + "config.schema_model",)),
-    Group("soft_mask", "how much a prediction is trusted, and where the omegas start", (_S + "config.schema_model",)),
+    Group(
+        "variant",
+        "what happens to the prediction of a position that stays masked",
+        (_S + "training.variant_settings",),
+    ),
+    Group("soft_mask", "how much a prediction is trusted, and where the omegas start", (_S + "diffusion.soft_mask",)),
     Group("mixing", "how token embeddings are blended", (_S + "diffusion.mixing",), option=False),
     Group("schedule", "alpha(t), the share of clean tokens at time t", (_S + "diffusion.schedule",)),
     Group("times", "how diffusion times are sampled", (_S + "diffusion.schedule", _S + "diffusion.sft"), option=False),

@@ -7,26 +7,16 @@ from typing import Any
 from sm_diffusion.app.build_hf import build_hf_denoiser, with_adapter
 from sm_diffusion.config.compose import provenance
 from sm_diffusion.config.root import TrainConfig
-from sm_diffusion.config.schema_model import (
-    DiTConfig,
-    MDLMVariantConfig,
-    ModelConfig,
-    SoftMaskConfig,
-    SoftMaskedVariantConfig,
-)
+from sm_diffusion.config.schema_model import DiTConfig, ModelConfig
 from sm_diffusion.config.schema_peft import ChatConfig, HFConfig
 from sm_diffusion.data.chat.rows import longest_row
 from sm_diffusion.denoisers.dit.model import DiT, DiTShape
-from sm_diffusion.diffusion.contracts import Denoiser, Mixing
+from sm_diffusion.diffusion.contracts import Denoiser
 from sm_diffusion.diffusion.objective import Objective
 from sm_diffusion.diffusion.parameterization import Subs
-from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
-from sm_diffusion.diffusion.soft_mask import FullVocabularySoftMask, SoftMask, SoftMaskBase
-from sm_diffusion.registry import find
-from sm_diffusion.training.feedback_window import StepWindow
+from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.training.module import DiffusionModule, NoiseSettings
 from sm_diffusion.training.optim import OptimSettings
-from sm_diffusion.training.variants import MDLMModule, SoftMaskedModule
 from sm_diffusion.types import UserError
 
 # Validation during fit and eval.py draw the same noise, so they print the same number.
@@ -65,31 +55,11 @@ def build_denoiser(model: ModelConfig, *, vocab_size: int, mask_id: int) -> Deno
             raise UserError(f"model={model.name}: no denoiser for {type(model).__name__}; see smd config --groups")
 
 
-def build_mixing(name: str) -> Mixing:
-    mixing: Mixing = find("mixing", name, key="soft_mask.mixing")
-    return mixing
-
-
-def build_soft_mask(soft: SoftMaskConfig) -> SoftMaskBase:
-    omegas = {"omega_s": soft.omega_s, "omega_a": soft.omega_a, "omega_b": soft.omega_b}
-    if soft.full_vocabulary:
-        return FullVocabularySoftMask(temperature=soft.temperature, learnable=soft.learnable, **omegas)
-    return SoftMask(top_k=soft.top_k, learnable=soft.learnable, **omegas)
-
-
 def build_predictor(config: TrainConfig, *, vocab_size: int, mask_id: int) -> Predictor:
     """The network and, for the soft-masked variant, its omegas, freshly initialised."""
     denoiser = build_denoiser(config.model, vocab_size=vocab_size, mask_id=mask_id)
     denoiser = with_adapter(denoiser, config.peft, seed=config.seed)
-    match config.variant:
-        case MDLMVariantConfig():
-            return HardMaskPredictor(denoiser, mask_id=mask_id)
-        case SoftMaskedVariantConfig():
-            soft_mask = build_soft_mask(config.soft_mask)
-            mixing_ = build_mixing(config.soft_mask.mixing)
-            return SoftMaskPredictor(denoiser, soft_mask, mask_id=mask_id, mixing=mixing_)
-        case other:
-            raise UserError(f"variant={other.name}: choose mdlm or soft_masked")
+    return config.variant.build_predictor(denoiser, config.soft_mask, mask_id=mask_id)
 
 
 def build_optim(config: TrainConfig) -> OptimSettings:
@@ -105,18 +75,6 @@ def build_optim(config: TrainConfig) -> OptimSettings:
         min_lr_ratio=optim.min_lr_ratio,
         max_steps=config.trainer.max_steps,
     )
-
-
-def build_window(variant: SoftMaskedVariantConfig) -> StepWindow:
-    """The optimizer steps that may spend the extra pass."""
-    return StepWindow(variant.start_step, variant.stop_step)
-
-
-def extra_pass_share(config: TrainConfig) -> float:
-    """Expected extra first passes a training step, in [0, 1]: p_sm times the share of steps inside the window."""
-    if not isinstance(config.variant, SoftMaskedVariantConfig):
-        return 0.0
-    return config.variant.p_sm * build_window(config.variant).share(config.trainer.max_steps)
 
 
 def build_module(
@@ -135,8 +93,4 @@ def build_module(
         ),
         "provenance": provenance(config),
     }
-    if isinstance(config.variant, SoftMaskedVariantConfig):
-        assert isinstance(predictor, SoftMaskPredictor)
-        window = build_window(config.variant)
-        return SoftMaskedModule(predictor=predictor, p_sm=config.variant.p_sm, window=window, **shared)
-    return MDLMModule(predictor=predictor, **shared)
+    return config.variant.build_module(predictor, **shared)

@@ -19,7 +19,6 @@ from typing import Any
 
 from sm_diffusion.config.nodes import from_plain, plain
 from sm_diffusion.config.root import TrainConfig
-from sm_diffusion.config.schema_model import SoftMaskedVariantConfig
 from sm_diffusion.files import read_json, write_json, write_text
 from sm_diffusion.types import UserError
 
@@ -51,7 +50,7 @@ class ModelCard:
 
 def card_of_run(run: TrainConfig, *, chat: str | None) -> ModelCard:
     """The card of what a run trained. chat: the kind of its chat format; None: plain text."""
-    soft = isinstance(run.variant, SoftMaskedVariantConfig)
+    soft = run.variant.feeds_back
     return ModelCard(
         tokenizer_kind=run.data.tokenizer.kind,
         mask=run.data.tokenizer.mask,

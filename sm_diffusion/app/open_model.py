@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import torch
 
-from sm_diffusion.app.build import build_mixing, build_predictor
+from sm_diffusion import registry
+from sm_diffusion.app.build import build_predictor
 from sm_diffusion.app.build_hf import DTYPES
 from sm_diffusion.app.console import say
 from sm_diffusion.app.model import Model
@@ -28,7 +29,7 @@ from sm_diffusion.app.open_tokenizer import OpenedTokenizer, tokenizer_of_data, 
 from sm_diffusion.config.compose import compose_config, restore_train_config
 from sm_diffusion.config.root import EvalConfig, TrainConfig
 from sm_diffusion.config.schema_data import DataConfig
-from sm_diffusion.config.schema_model import MDLMVariantConfig, ModelConfig, SoftMaskConfig, SoftMaskedVariantConfig
+from sm_diffusion.config.schema_model import ModelConfig
 from sm_diffusion.config.schema_peft import HFConfig
 from sm_diffusion.denoisers.adapters import peft, transparency
 from sm_diffusion.denoisers.checkpoints.weights import Weights, load_into, read_provenance, read_weights
@@ -44,7 +45,8 @@ from sm_diffusion.denoisers.pretrained.loading import (
 from sm_diffusion.diffusion.contracts import Denoiser
 from sm_diffusion.diffusion.objective import MDLMSettings
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
-from sm_diffusion.diffusion.soft_mask import SoftMaskBase
+from sm_diffusion.diffusion.soft_mask import PublishedSoftMask, SoftMaskBase
+from sm_diffusion.training.variant_settings import MDLMVariant, SoftMaskedVariant
 from sm_diffusion.types import UserError
 
 # Dream's and LLaDA's own fine-tuning lengths. Their max_position_embeddings are far beyond what they were trained on.
@@ -67,7 +69,7 @@ class Given:
     weights: str = "ema"
     model: ModelConfig | None = None
     data: DataConfig | None = None
-    soft_mask: SoftMaskConfig = field(default_factory=SoftMaskConfig)
+    soft_mask: PublishedSoftMask = field(default_factory=PublishedSoftMask)
 
     @staticmethod
     def of(config: EvalConfig) -> Given:
@@ -212,7 +214,7 @@ def run_config(weights: Weights, given: Given) -> TrainConfig:
                 f"checkpoint={weights.path}: a published checkpoint does not say its model and corpus; "
                 "give model=... and data=..."
             )
-        variant = SoftMaskedVariantConfig() if weights.soft_mask else MDLMVariantConfig()
+        variant = SoftMaskedVariant() if weights.soft_mask else MDLMVariant()
         run = TrainConfig(variant=variant, soft_mask=given.soft_mask)
     run.model = given.model or run.model
     run.data = given.data or run.data
@@ -267,7 +269,10 @@ def _of_folder(place: Place, given: Given) -> Model:
     if network.soft_mask is not None:
         assert network.mixing is not None
         predictor = SoftMaskPredictor(
-            backbone.denoiser, network.soft_mask, mask_id=backbone.mask_id, mixing=build_mixing(network.mixing)
+            backbone.denoiser,
+            network.soft_mask,
+            mask_id=backbone.mask_id,
+            mixing=registry.find("mixing", network.mixing),
         )
     return Model(
         predictor=predictor.eval(),
@@ -340,7 +345,7 @@ def _mixing(place: Place, card: ModelCard, given: Given, assumed: list[str]) -> 
     if card.mixing is None:
         assumed.append(f"{wanted} mixing (soft_mask.mixing=...)")
         return wanted
-    if wanted not in (card.mixing, SoftMaskConfig().mixing):
+    if wanted not in (card.mixing, PublishedSoftMask().mixing):
         raise UserError(f"soft_mask.mixing={wanted}: {place.name} was trained with {card.mixing}: leave it out")
     return card.mixing
 
@@ -366,8 +371,8 @@ def _tokenizer_of_folder(place: Place, network: Network, given: Given) -> Opened
 
 def _run_of_folder(network: Network, given: Given, length: int, *, chat: bool) -> TrainConfig:
     """The settings a run would have had that are known: what evaluators build their objective from."""
-    variant = MDLMVariantConfig() if network.soft_mask is None else SoftMaskedVariantConfig()
-    soft_mask = SoftMaskConfig(**{**vars(given.soft_mask), "mixing": network.mixing or "linear"})
+    variant = MDLMVariant() if network.soft_mask is None else SoftMaskedVariant()
+    soft_mask = PublishedSoftMask(**{**vars(given.soft_mask), "mixing": network.mixing or "linear"})
     objective = network.card.objective
     if objective is None:
         objective = compose_config("train", ["objective=sft"]).objective if chat else MDLMSettings()

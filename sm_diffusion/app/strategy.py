@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.strategies import Strategy
 
 from sm_diffusion.config.root import TrainConfig
-from sm_diffusion.config.schema_model import SoftMaskedVariantConfig
 from sm_diffusion.training.checkpoints.writer import Writer
 from sm_diffusion.training.strategies.base import ReplicatedStrategy, ShardedStrategy
 from sm_diffusion.training.strategies.sharding import ShardSettings
@@ -60,7 +59,7 @@ def _shared(config: TrainConfig) -> dict[str, Any]:
 def _ddp(config: TrainConfig) -> Strategy:
     find_unused = config.strategy.find_unused_parameters
     if find_unused is None:
-        find_unused = isinstance(config.variant, SoftMaskedVariantConfig)
+        find_unused = config.variant.feeds_back
     return ReplicatedStrategy(
         find_unused_parameters=find_unused, gradient_as_bucket_view=True, **_shared(config)
     )

@@ -17,14 +17,13 @@ from sm_diffusion.app.validate_strategy import strategy_problems
 from sm_diffusion.config.root import EvalConfig, TrainConfig
 from sm_diffusion.config.schema_data import DataConfig, FileCorpusConfig, TextFilesConfig
 from sm_diffusion.config.schema_eval import GenerativeConfig, PerplexityConfig, ZeroShotConfig
-from sm_diffusion.config.schema_model import DiTConfig, ModelConfig, SoftMaskedVariantConfig
+from sm_diffusion.config.schema_model import DiTConfig, ModelConfig
 from sm_diffusion.config.schema_peft import HFConfig
 from sm_diffusion.config.schema_run import LoggerConfig
 from sm_diffusion.config.schema_scores import ScoresConfig
 from sm_diffusion.evaluation.generation.mauve import FEWEST, too_few
 from sm_diffusion.registry import problems_of
 from sm_diffusion.training.checkpoints.store import exists
-from sm_diffusion.training.feedback_window import StepWindow
 from sm_diffusion.types import UserError
 
 Problems = Iterator[str]
@@ -35,7 +34,8 @@ def validate_train(config: TrainConfig) -> None:
     _report(
         [
             *_model(config.model),
-            *_soft_mask(config),
+            *problems_of(config.soft_mask),
+            *config.variant.problems_in_run(config.trainer.max_steps),
             *problems_of(config.objective),
             *_data(config.data),
             *hf_problems(config),
@@ -105,12 +105,8 @@ def validate_data(data: DataConfig) -> None:
 
 def validate_vocabulary(config: TrainConfig, vocab_size: int) -> None:
     """What can only be checked once the tokenizer is known."""
-    top_k = config.soft_mask.top_k
-    if config.variant.name == "soft_masked" and not config.soft_mask.full_vocabulary and top_k >= vocab_size:
-        raise UserError(
-            f"soft_mask.top_k={top_k}: the vocabulary has {vocab_size - 1} tokens beside the mask; "
-            f"set soft_mask.top_k to at most {vocab_size - 1}"
-        )
+    if config.variant.feeds_back:
+        _report([*config.soft_mask.problems_with_vocabulary(vocab_size)])
 
 
 def _report(problems: list[str]) -> None:
@@ -147,34 +143,6 @@ def _model(model: ModelConfig) -> Problems:
                 f"model.width={model.width}: must be a multiple of 2 * model.num_heads = {2 * model.num_heads} "
                 f"(rotary halves every head); set model.width={good}"
             )
-
-
-def _soft_mask(config: TrainConfig) -> Problems:
-    soft = config.soft_mask
-    yield from _inside("soft_mask.omega_s", soft.omega_s, 0, 1, hint="; 0 is the published start")
-    if soft.omega_a < 0:
-        yield f"soft_mask.omega_a={soft.omega_a}: must be >= 0; the published start is 6.66"
-    if soft.omega_b > 0:
-        yield f"soft_mask.omega_b={soft.omega_b}: must be <= 0 (a negative entropy, nats); the published start is -0.75"
-    if soft.top_k < 1:
-        yield f"soft_mask.top_k={soft.top_k}: must be >= 1; the paper uses 3 for text and 1 for code"
-    yield from _positive("soft_mask.temperature", soft.temperature)
-    yield from _choice("variant.name", config.variant.name, ("mdlm", "soft_masked"))
-    if isinstance(config.variant, SoftMaskedVariantConfig):
-        yield from _inside("variant.p_sm", config.variant.p_sm, 0, 1, hint="; the paper's best is 0.8")
-        yield from _window(config.variant, config.trainer.max_steps)
-
-
-def _window(variant: SoftMaskedVariantConfig, max_steps: int) -> Problems:
-    try:
-        StepWindow(variant.start_step, variant.stop_step)
-    except UserError as error:
-        yield str(error)
-    if variant.start_step >= max_steps > 0:
-        yield (
-            f"variant.start_step={variant.start_step}: the run ends at trainer.max_steps={max_steps}, so soft-masking "
-            "would never start; set it lower, or variant=mdlm"
-        )
 
 
 def _data(data: DataConfig) -> Problems:

@@ -97,17 +97,17 @@ def merge(args: argparse.Namespace) -> str:
 
     from sm_diffusion.app.model_card import write_card
     from sm_diffusion.app.open_model import ADAPTER, Given, Place, open_network
-    from sm_diffusion.config.schema_model import SoftMaskConfig
     from sm_diffusion.config.schema_peft import HFConfig
     from sm_diffusion.denoisers.adapters import peft, transparency
     from sm_diffusion.denoisers.pretrained.export import export_folder
+    from sm_diffusion.diffusion.soft_mask import PublishedSoftMask
 
     folder, out = Path(args.adapter), _new(args.out)
     base = args.base or peft.named_base(folder)
     if base is None:
         raise UserError(f"{folder}: no adapter folder, or one that does not name its base: give --base")
     settings = HFConfig(name="merged", path=base, revision=args.revision, dtype=args.dtype)
-    given = Given(model=settings, soft_mask=SoftMaskConfig(mixing=args.mixing or "linear"))
+    given = Given(model=settings, soft_mask=PublishedSoftMask(mixing=args.mixing or "linear"))
     network = open_network(Place(ADAPTER, folder, str(folder)), given)
     assert network.adapter is not None
     backbone, soft_mask = network.backbone, network.soft_mask

@@ -10,11 +10,13 @@ from typing import Any
 
 from sm_diffusion.config.schema_data import DataConfig
 from sm_diffusion.config.schema_eval import EvaluatorConfig
-from sm_diffusion.config.schema_model import ModelConfig, SoftMaskConfig, VariantConfig
+from sm_diffusion.config.schema_model import ModelConfig
 from sm_diffusion.config.schema_peft import PeftConfig
 from sm_diffusion.config.schema_run import CallbacksConfig, LoggerConfig, OptimConfig, StrategyConfig, TrainerConfig
+from sm_diffusion.diffusion.soft_mask import SoftMaskSettings
 from sm_diffusion.registry import MISSING, option
 from sm_diffusion.sampling.settings import SamplerSettings
+from sm_diffusion.training.variant_settings import VariantSettings
 
 
 @dataclass
@@ -29,8 +31,8 @@ class TrainConfig:
     ckpt_path: str | None = None  # null: new run | last: continue output_dir | auto: last if any | a checkpoint of it
     overwrite: bool = False  # delete what output_dir holds from an earlier run of this name
     model: ModelConfig = option("model")
-    variant: VariantConfig = option("variant")
-    soft_mask: SoftMaskConfig = option("soft_mask")
+    variant: VariantSettings = option("variant")
+    soft_mask: SoftMaskSettings = option("soft_mask")
     peft: PeftConfig = option("peft", of="peft")
     data: DataConfig = option("data")
     schedule: Any = option("schedule")
@@ -56,7 +58,7 @@ class EvalConfig:
     precision: str = "auto"
     data: DataConfig | None = option("data", None)  # null: the corpus the checkpoint was trained on
     model: ModelConfig | None = option("model", None)  # for a published checkpoint, which does not say its heads
-    soft_mask: SoftMaskConfig = option("soft_mask")  # top_k of a published checkpoint
+    soft_mask: SoftMaskSettings = option("soft_mask")  # top_k of a published checkpoint
     sampler: SamplerSettings = option("sampler")  # of evaluators that generate
     evaluator: EvaluatorConfig = option("evaluator")
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +20,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sm_diffusion.diffusion import omegas
-from sm_diffusion.diffusion.contracts import Readout
+from sm_diffusion.diffusion.contracts import Mixing, Readout
 from sm_diffusion.diffusion.readouts.base import KeepLogits, Summarize
+from sm_diffusion.registry import choice, find, register
 from sm_diffusion.types import DenseMixture, LogitsMemory, Memory, TokenMixture
 
 # The published start omega_s = 0 is logit(0) clamped by this much: sigmoid gives 1e-6 (authors' code).
@@ -159,6 +162,68 @@ class FullVocabularySoftMask(SoftMaskBase):
         neg_entropy_N = checkpoint(negative_entropy, logits_NV, use_reentrant=False)
         lambda_N = torch.where(soft_N, self.confidence(neg_entropy_N, strength), 0.0)
         return DenseMixture(ids_BL, memory.positions_N, lambda_N, logits_NV)
+
+
+class SoftMaskSettings(ABC):
+    """What a user chooses as `soft_mask`: a dataclass that builds a `SoftMaskBase`, with a field `mixing`."""
+
+    mixing: str
+
+    @abstractmethod
+    def build(self) -> SoftMaskBase:
+        """The omegas where training starts."""
+
+    def build_mixing(self) -> Mixing:
+        """How the tokens it weighs become one vector."""
+        found: Mixing = find("mixing", self.mixing, key="soft_mask.mixing")
+        return found
+
+    @abstractmethod
+    def problems_with_vocabulary(self, vocab_size: int) -> Iterator[str]:
+        """What can only be said once the tokenizer is known."""
+
+
+@register("soft_mask", "soft_mask")
+@dataclass(frozen=True, kw_only=True)
+class PublishedSoftMask(SoftMaskSettings):
+    """lambda(p) = omega_s * sigmoid(omega_a * (-H(p) - omega_b)), H in nats. Values are where training starts."""
+
+    omega_s: float = 0.0  # in [0, 1]; 0 starts at 1e-6, as published
+    omega_a: float = 6.66  # >= 0
+    omega_b: float = -0.75  # <= 0, nats
+    learnable: bool = True
+    top_k: int = 3  # tokens that are blended, 1 <= top_k < vocabulary
+    full_vocabulary: bool = False  # blend the whole vocabulary with a learnable temperature instead of the top-k
+    temperature: float = 1.0  # > 0; used with full_vocabulary only
+    mixing: str = choice("mixing", "linear")  # linear: the paper's; spherical keeps the norm
+
+    def problems(self) -> Iterator[str]:
+        if not 0 <= self.omega_s <= 1:
+            yield f"soft_mask.omega_s={self.omega_s}: must lie in [0, 1]; 0 is the published start"
+        if self.omega_a < 0:
+            yield f"soft_mask.omega_a={self.omega_a}: must be >= 0; the published start is 6.66"
+        if self.omega_b > 0:
+            yield (
+                f"soft_mask.omega_b={self.omega_b}: must be <= 0 (a negative entropy, nats); "
+                "the published start is -0.75"
+            )
+        if self.top_k < 1:
+            yield f"soft_mask.top_k={self.top_k}: must be >= 1; the paper uses 3 for text and 1 for code"
+        if not self.temperature > 0:
+            yield f"soft_mask.temperature={self.temperature}: must be positive"
+
+    def problems_with_vocabulary(self, vocab_size: int) -> Iterator[str]:
+        if not self.full_vocabulary and self.top_k >= vocab_size:
+            yield (
+                f"soft_mask.top_k={self.top_k}: the vocabulary has {vocab_size - 1} tokens beside the mask; "
+                f"set soft_mask.top_k to at most {vocab_size - 1}"
+            )
+
+    def build(self) -> SoftMaskBase:
+        omegas = {"omega_s": self.omega_s, "omega_a": self.omega_a, "omega_b": self.omega_b}
+        if self.full_vocabulary:
+            return FullVocabularySoftMask(temperature=self.temperature, learnable=self.learnable, **omegas)
+        return SoftMask(top_k=self.top_k, learnable=self.learnable, **omegas)
 
 
 class StrengthSchedule(ABC):

@@ -85,7 +85,7 @@ def dit_layout(shape: DiTShape, *, mixed: bool, strategy: StrategyConfig) -> pla
 
 def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int) -> Plan:
     """config: TrainConfig. num_devices: data-parallel processes."""
-    from sm_diffusion.app.build import build_objective, dit_shape, extra_pass_share
+    from sm_diffusion.app.build import build_objective, dit_shape
     from sm_diffusion.app.build_data import micro_batch_sequences
     from sm_diffusion.config.schema_model import DiTConfig
 
@@ -96,7 +96,7 @@ def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int)
     network = dit_shape(model, size)
     parameters = dit_parameters(network)
     blocks, head = network.flops_per_token(data.length)
-    p_sm = extra_pass_share(config)
+    p_sm = config.variant.extra_pass_share(config.trainer.max_steps)
     share = build_objective(config, mask_id=0).masked_share()
     flops = training_flops(
         blocks, head, masked_share=share, p_sm=p_sm, recompute_blocks=model.activation_checkpointing

@@ -162,7 +162,7 @@ def padded_positions(data: DataConfig) -> int:
 
 def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int) -> HFPlan:
     """config: TrainConfig with an HFConfig. num_devices: data-parallel processes."""
-    from sm_diffusion.app.build import build_objective, extra_pass_share
+    from sm_diffusion.app.build import build_objective
     from sm_diffusion.app.build_data import micro_batch_sequences
 
     model, peft, data = config.model, config.peft, config.data
@@ -172,7 +172,7 @@ def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int)
     share = build_objective(config, mask_id=0).masked_share()
     blocks = 2 * numbers.linear_parameters + numbers.num_layers * 4 * length * numbers.query
     forward = blocks + share * 2 * numbers.matrix
-    p_sm = extra_pass_share(config)
+    p_sm = config.variant.extra_pass_share(config.trainer.max_steps)
     backward = forward if peft.kind != "none" else 2 * forward  # frozen matrices need no gradient of their own
     recomputed = blocks if model.activation_checkpointing else 0
     flops = Flops(forward, forward + backward + recomputed + p_sm * forward, p_sm * forward)

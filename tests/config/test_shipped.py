@@ -14,7 +14,6 @@ from sm_diffusion.app import build
 from sm_diffusion.app.train import train
 from sm_diffusion.app.validate import validate_train
 from sm_diffusion.config.compose import compose_config
-from sm_diffusion.config.schema_model import SoftMaskedVariantConfig
 from sm_diffusion.config.schema_peft import HFConfig
 from sm_diffusion.paths import CONF
 from sm_diffusion.reproduction.experiment import list_experiments, load_experiment
@@ -117,7 +116,7 @@ def test_two_steps_at_a_shrunken_size(tmp_path_factory: pytest.TempPathFactory, 
         setattr(text, key, getattr(config.data, key))
     text.validation_fraction, text.cache_dir = 0.2, str(root / "cache")
     config.data, config.init_from = text, None
-    if isinstance(config.variant, SoftMaskedVariantConfig):  # switched on in the middle of a long run
+    if config.variant.feeds_back:  # switched on in the middle of a long run
         config.variant.start_step = min(config.variant.start_step, 1)
     out = train(config)
     assert out["compute"]["steps"] == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sm_diffusion.app.build import extra_pass_share
 from sm_diffusion.app.validate import validate_train
 from sm_diffusion.config.compose import compose_config
 from sm_diffusion.diffusion.soft_mask import WindowStrength
@@ -38,8 +37,8 @@ def test_wrong_step_windows(override: str, words: str) -> None:
 
 def test_extra_passes_that_a_window_leaves() -> None:
     config = compose_config("train", ["variant.stop_step=2500", "variant.p_sm=0.5", "trainer.max_steps=10000"])
-    assert extra_pass_share(config) == 0.125
-    assert extra_pass_share(compose_config("train", ["variant=mdlm"])) == 0.0
+    assert config.variant.extra_pass_share(config.trainer.max_steps) == 0.125
+    assert compose_config("train", ["variant=mdlm"]).variant.extra_pass_share(100) == 0.0
 
 
 def test_decode_window() -> None:
