@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers={args.workers}: must be at least 1")
-    from sm_diffusion.app.prepare import prepare  # slow: after the cheap checks
+    from sm_diffusion.app.commands.prepare import prepare  # slow: after the cheap checks
 
     prepare(args.overrides, dry_run=args.dry_run, verify=args.verify, workers=args.workers)
     return 0

@@ -30,9 +30,9 @@ def checkpoint_of(folder: Path) -> Path | None:
 
 def record(folder: Path, checkpoint: Path, *, num_texts: int) -> Path:
     """Denoise some texts with the default sampler and seed 1, as `smd sample --json` does; kept in the run folder."""
+    from sm_diffusion.app.commands.recording import trajectory_json
     from sm_diffusion.app.model import named_sampler
     from sm_diffusion.app.open_model import load
-    from sm_diffusion.app.recording import trajectory_json
 
     model, settings = load(checkpoint), named_sampler("ancestral")
     rows = model.rows(None, num_samples=num_texts)

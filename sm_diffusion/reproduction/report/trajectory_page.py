@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sm_diffusion.app.recording import FORMAT
+from sm_diffusion.app.commands.recording import FORMAT
 from sm_diffusion.files import read_json
 from sm_diffusion.types import UserError
 

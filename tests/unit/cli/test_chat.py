@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import sm_diffusion
+from sm_diffusion.app.commands import talk as talking
 from sm_diffusion.cli import chat
 from sm_diffusion.cli import main as cli
 from sm_diffusion.cli.main import command_parser
@@ -45,8 +46,8 @@ def options(*extra: str) -> argparse.Namespace:
     return command_parser("chat", chat).parse_args(["model", "--length", "8", "--steps", "2", *extra])
 
 
-def talk(model: Any, *extra: str) -> chat.Talk:
-    return chat.Talk(model, options(*extra))
+def talk(model: Any, *extra: str) -> talking.Talk:
+    return talking.Talk(model, chat.settings_of(options(*extra)))
 
 
 def pipe(monkeypatch: pytest.MonkeyPatch, text: str, *extra: str) -> int:
@@ -57,7 +58,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch, text: str, *extra: str) -> int:
 def test_through_a_pipe(loaded: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     assert pipe(monkeypatch, "hello\n\n/reset\nhello\n/dance\n/exit\nnever\n") == 0
     out, err = capfd.readouterr()
-    assert err == (f"(the conversation starts anew)\n(/dance: no such command; {chat.COMMANDS})\n")
+    assert err == (f"(the conversation starts anew)\n(/dance: no such command; {talking.COMMANDS})\n")
     first = talk(loaded).answer("hello")
     assert out == f"{first}\n{first}\n", "a conversation that starts anew repeats itself"
     assert talk(loaded, "--seed", "2", "--temperature", "1").answer("hello") != first
@@ -150,7 +151,7 @@ def test_bad_options_are_one_line(
 
 
 def test_a_terminal_is_not_told_what_a_model_writes() -> None:
-    assert chat.printable("a\x1b[2Jb\x07\n\tc é") == "a\N{REPLACEMENT CHARACTER}[2Jb\N{REPLACEMENT CHARACTER}\n\tc é"
+    assert talking.printable("a\x1b[2Jb\x07\n\tc é") == "a\N{REPLACEMENT CHARACTER}[2Jb\N{REPLACEMENT CHARACTER}\n\tc é"
 
 
 def test_unknown_checkpoint(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

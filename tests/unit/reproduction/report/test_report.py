@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sm_diffusion.app.recording import FORMAT
+from sm_diffusion.app.commands.recording import FORMAT
 from sm_diffusion.cli import main as cli
 from sm_diffusion.files import write_json
 from sm_diffusion.reproduction import experiment as experiments

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sm_diffusion.app.recording import FORMAT
+from sm_diffusion.app.commands.recording import FORMAT
 from sm_diffusion.cli import main as cli
 from sm_diffusion.reproduction.report.trajectory_page import build_page, read_recording
 from sm_diffusion.types import UserError
