@@ -5,9 +5,10 @@
      "length": 2048,                                  tokens of the longest text; null: not known
      "soft_mask": true,                               false: trained without feedback
      "mixing": "spherical",                           of the soft mask: linear | spherical; null without one
-     "objective": {"name": "sft", ...}}               what it was trained for; null: not known
+     "objective": {"name": "sft", ...},               what it was trained for; null: not known
+     "schedule": {"name": "log_linear", ...}}         its noise schedule; null: not known
 
-Older folders lack the last three keys and say true or false for chat.
+Older folders lack the last four keys and say true or false for chat.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ CARD_FILE = "smd_model.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """The content of the file. tokenizer_kind, length, mixing, objective None: the folder does not say."""
+    """The content of the file. tokenizer_kind, length, mixing, objective, schedule None: the folder does not say."""
 
     tokenizer_kind: str | None = None
     mask: str = "auto"
@@ -36,6 +37,7 @@ class ModelCard:
     soft_mask: bool | None = None
     mixing: str | None = None
     objective: Any = None
+    schedule: Any = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -45,6 +47,7 @@ class ModelCard:
             "soft_mask": self.soft_mask,
             "mixing": self.mixing,
             "objective": None if self.objective is None else plain(self.objective, "objective"),
+            "schedule": None if self.schedule is None else plain(self.schedule, "schedule"),
         }
 
 
@@ -59,6 +62,7 @@ def card_of_run(run: TrainConfig, *, chat: str | None) -> ModelCard:
         soft_mask=soft,
         mixing=run.soft_mask.mixing if soft else None,
         objective=run.objective,
+        schedule=run.schedule,
     )
 
 
@@ -80,7 +84,7 @@ def read_card(folder: Path) -> ModelCard | None:
         kind = None if tokenizer is None else str(tokenizer["kind"])
         if isinstance(chat, bool):
             chat = ("template" if kind == "hub" else "lines") if chat else None
-        objective = card.get("objective")
+        objective, schedule = card.get("objective"), card.get("schedule")
         return ModelCard(
             tokenizer_kind=kind,
             mask="auto" if tokenizer is None else str(tokenizer["mask"]),
@@ -89,6 +93,7 @@ def read_card(folder: Path) -> ModelCard | None:
             soft_mask=card.get("soft_mask"),
             mixing=card.get("mixing"),
             objective=None if objective is None else from_plain("objective", objective),
+            schedule=None if schedule is None else from_plain("schedule", schedule),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not readable ({error}); write it again with smd convert") from None

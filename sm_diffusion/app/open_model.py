@@ -43,7 +43,6 @@ from sm_diffusion.denoisers.pretrained.loading import (
     read_config,
 )
 from sm_diffusion.diffusion.contracts import Denoiser
-from sm_diffusion.diffusion.objective import MDLMSettings
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
 from sm_diffusion.diffusion.soft_mask import PublishedSoftMask, SoftMaskBase
 from sm_diffusion.training.variant_settings import MDLMVariant, SoftMaskedVariant
@@ -215,7 +214,7 @@ def run_config(weights: Weights, given: Given) -> TrainConfig:
                 "give model=... and data=..."
             )
         variant = SoftMaskedVariant() if weights.soft_mask else MDLMVariant()
-        run = TrainConfig(variant=variant, soft_mask=given.soft_mask)
+        run = replace(compose_config("train"), variant=variant, soft_mask=given.soft_mask)
     run.model = given.model or run.model
     run.data = given.data or run.data
     return run
@@ -299,7 +298,7 @@ def open_network(place: Place, given: Given) -> Network:
     base, _ = fetch(name, revision)
     card = read_card(place.path)
     if card is None:  # an adapter's base knows its tokenizer and longest text, not how the adapter was trained
-        card = replace(read_card(base) or ModelCard(), soft_mask=None, mixing=None, objective=None)
+        card = replace(read_card(base) or ModelCard(), soft_mask=None, mixing=None, objective=None, schedule=None)
     backbone = open_backbone(
         name,
         revision=revision,
@@ -372,14 +371,14 @@ def _tokenizer_of_folder(place: Place, network: Network, given: Given) -> Opened
 def _run_of_folder(network: Network, given: Given, length: int, *, chat: bool) -> TrainConfig:
     """The settings a run would have had that are known: what evaluators build their objective from."""
     variant = MDLMVariant() if network.soft_mask is None else SoftMaskedVariant()
-    soft_mask = PublishedSoftMask(**{**vars(given.soft_mask), "mixing": network.mixing or "linear"})
-    objective = network.card.objective
-    if objective is None:
-        objective = compose_config("train", ["objective=sft"]).objective if chat else MDLMSettings()
-    return TrainConfig(
+    soft_mask = replace(given.soft_mask, mixing=network.mixing or "linear")
+    run: TrainConfig = compose_config("train", ["objective=sft" if chat else "objective=mdlm"])
+    return replace(
+        run,
         variant=variant,
         soft_mask=soft_mask,
         model=network.settings,
         data=given.data or DataConfig(name="none", length=length),
-        objective=objective,
+        objective=network.card.objective or run.objective,
+        schedule=network.card.schedule or run.schedule,
     )

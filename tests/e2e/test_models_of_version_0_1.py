@@ -12,7 +12,7 @@ import pytest
 import sm_diffusion
 from sm_diffusion.app.evaluate import evaluate
 from sm_diffusion.app.train import train
-from sm_diffusion.config.store import compose_config, restore_train_config
+from sm_diffusion.config.compose import compose_config, restore_train_config
 from sm_diffusion.denoisers.checkpoints.weights import read_provenance
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, SoftMaskPredictor
