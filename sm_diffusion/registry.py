@@ -84,11 +84,11 @@ GROUPS = (
     Group("objective", "the training loss", (_S + "diffusion.objective", _S + "diffusion.sft")),
     Group("peft", "adapters on a frozen network", (_S + "config.schema_peft",)),
     Group("data", "the corpus", (_S + "config.schema_data", _S + "config.schema_peft")),
-    Group("optim", "the optimiser", (_S + "config.schema_run",)),
-    Group("trainer", "how long and on what a run is carried out", (_S + "config.schema_run",)),
-    Group("strategy", "how a step is spread over processes", (_S + "config.schema_run",)),
-    Group("logger", "where numbers of a run go", (_S + "config.schema_run",)),
-    Group("callbacks", "what happens beside the steps of a run", (_S + "config.schema_run",)),
+    Group("optim", "the optimiser", (_S + "training.optim",)),
+    Group("trainer", "how long and on what a run is carried out", (_S + "training.trainer_settings",)),
+    Group("strategy", "how a step is spread over processes", (_S + "training.strategies.settings",)),
+    Group("logger", "where numbers of a run go", (_S + "training.loggers",)),
+    Group("callbacks", "what happens beside the steps of a run", (_S + "training.callbacks.settings",)),
     Group("callback", "one more callback: +callbacks.extra.NAME={...}", (), option=False),
     Group("log", "one more logger: +logger.extra.NAME={...}", (), option=False),
     Group(
@@ -150,6 +150,11 @@ def option(group: str, default: Any = MISSING, *, of: str | None = None) -> Any:
     of:      the group's only component, for groups whose options are all settings of one.
     """
     return field(default=default, metadata={"group": group} if of is None else {"group": group, "of": of})
+
+
+def extras(group: str) -> Any:
+    """A field of components of a group by name, each with its settings: {name: {key: value}}."""
+    return field(default_factory=dict, metadata={"components": group})
 
 
 def given(default: Any) -> Any:

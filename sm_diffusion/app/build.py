@@ -16,7 +16,6 @@ from sm_diffusion.diffusion.objective import Objective
 from sm_diffusion.diffusion.parameterization import Subs
 from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.training.module import DiffusionModule, NoiseSettings
-from sm_diffusion.training.optim import OptimSettings
 from sm_diffusion.types import UserError
 
 # Validation during fit and eval.py draw the same noise, so they print the same number.
@@ -62,28 +61,14 @@ def build_predictor(config: TrainConfig, *, vocab_size: int, mask_id: int) -> Pr
     return config.variant.build_predictor(denoiser, config.soft_mask, mask_id=mask_id)
 
 
-def build_optim(config: TrainConfig) -> OptimSettings:
-    optim = config.optim
-    return OptimSettings(
-        lr=optim.lr,
-        omega_lr=optim.omega_lr,
-        betas=(optim.betas[0], optim.betas[1]),
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        warmup_steps=optim.warmup_steps,
-        decay=optim.decay,
-        min_lr_ratio=optim.min_lr_ratio,
-        max_steps=config.trainer.max_steps,
-    )
-
-
 def build_module(
     config: TrainConfig, predictor: Predictor, *, validation_sequences: int
 ) -> DiffusionModule:
     """The LightningModule of the configured variant."""
     shared: dict[str, Any] = {
         "objective": build_objective(config, mask_id=predictor.mask_id),
-        "optim": build_optim(config),
+        "optim": config.optim,
+        "num_steps": config.trainer.max_steps,
         "noise": NoiseSettings(
             seed=config.seed,
             evaluation_seed=EVALUATION_SEED,

@@ -7,21 +7,22 @@ from typing import Any, NamedTuple
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from sm_diffusion.app.build_data import micro_batch_sequences
 from sm_diffusion.app.strategy import accelerator_of as accelerator_of
 from sm_diffusion.app.strategy import build_strategy
 from sm_diffusion.app.strategy import precision_of as precision_of
+from sm_diffusion.config.nodes import plain
 from sm_diffusion.config.root import TrainConfig
-from sm_diffusion.config.schema_run import SKIPPED_STEPS, TRACED_STEPS, CheckpointConfig
 from sm_diffusion.training.callbacks.final_checkpoint import FinalState
 from sm_diffusion.training.callbacks.preemption import Preemption
 from sm_diffusion.training.callbacks.profiling import Profile
 from sm_diffusion.training.callbacks.progress import ProgressLine
+from sm_diffusion.training.callbacks.settings import CheckpointSettings, RunContext
 from sm_diffusion.training.callbacks.training_log import ComputeMeter, EMACallback, NonFiniteGuard, ValidationMetrics
 from sm_diffusion.training.checkpoints.writer import Writer
 from sm_diffusion.training.strategies.base import SafeCheckpointIO
+from sm_diffusion.training.trainer_settings import SKIPPED_STEPS, TRACED_STEPS
 from sm_diffusion.training.watchdog.watchdog import Watchdog
 
 HEARTBEAT = "heartbeat"  # folder of a run, while it runs
@@ -37,30 +38,7 @@ class Built(NamedTuple):
     final: FinalState
 
 
-def build_loggers(config: TrainConfig, folder: Path) -> list[Logger]:
-    loggers: list[Logger] = []
-    if config.logger.csv:
-        # A resumed run writes a new version_<k>: what earlier ones logged is kept.
-        loggers.append(CSVLogger(folder, name="metrics", flush_logs_every_n_steps=1))
-    if config.logger.wandb != "disabled":
-        logger = config.logger
-        loggers.append(
-            WandbLogger(
-                name=config.name,
-                save_dir=str(folder),
-                project=logger.project,
-                entity=logger.entity,
-                group=logger.group,
-                tags=logger.tags,
-                offline=logger.wandb == "offline",
-                id=config.name.replace("/", "-"),
-                resume="allow",
-            )
-        )
-    return loggers
-
-
-def build_checkpoints(settings: CheckpointConfig, folder: Path) -> list[Callback]:
+def build_checkpoints(settings: CheckpointSettings, folder: Path) -> list[Callback]:
     """`last.ckpt` every so many steps, `best-*.ckpt` by validation NLL, and optionally every periodic one."""
     shared: dict[str, Any] = {"dirpath": folder, "auto_insert_metric_name": False, "save_on_train_epoch_end": False}
     periodic: dict[str, Any] = {"every_n_train_steps": settings.every_steps, **shared}
@@ -87,6 +65,7 @@ def build_checkpoints(settings: CheckpointConfig, folder: Path) -> list[Callback
 def build_trainer(config: TrainConfig, *, bytes_per_token: float) -> Built:
     """A trainer whose global batch is `data.global_batch_sequences` on any number of processes."""
     folder, settings = Path(config.output_dir), config.trainer
+    context = RunContext(name=config.name, folder=folder, config=plain(config))
     accelerator = accelerator_of(settings.accelerator)
     world_size = settings.devices * settings.num_nodes
     per_rank = config.data.global_batch_sequences // world_size
@@ -123,6 +102,7 @@ def build_trainer(config: TrainConfig, *, bytes_per_token: float) -> Built:
         Preemption(checkpoint=checkpoints / "last.ckpt", writer=writer),
         final,
         *build_checkpoints(config.callbacks.checkpoint, checkpoints),
+        *(settings.build(context) for settings in config.callbacks.extra.values()),
     ]
     trainer = L.Trainer(
         accelerator=accelerator,
@@ -139,7 +119,7 @@ def build_trainer(config: TrainConfig, *, bytes_per_token: float) -> Built:
         num_sanity_val_steps=0,
         log_every_n_steps=settings.log_every_steps,
         deterministic=settings.deterministic,
-        logger=build_loggers(config, folder),
+        logger=config.logger.build(context),
         callbacks=callbacks,
         plugins=[SafeCheckpointIO(writer)] if config.strategy.name in ("single", "ddp") else None,
         enable_progress_bar=False,

@@ -9,8 +9,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from sm_diffusion.app.validate_hf import hf_problems
 from sm_diffusion.app.validate_scores import scores_problems
 from sm_diffusion.app.validate_strategy import strategy_problems
@@ -19,7 +17,6 @@ from sm_diffusion.config.schema_data import DataConfig, FileCorpusConfig, TextFi
 from sm_diffusion.config.schema_eval import GenerativeConfig, PerplexityConfig, ZeroShotConfig
 from sm_diffusion.config.schema_model import DiTConfig, ModelConfig
 from sm_diffusion.config.schema_peft import HFConfig
-from sm_diffusion.config.schema_run import LoggerConfig
 from sm_diffusion.config.schema_scores import ScoresConfig
 from sm_diffusion.evaluation.generation.mauve import FEWEST, too_few
 from sm_diffusion.registry import problems_of
@@ -39,12 +36,12 @@ def validate_train(config: TrainConfig) -> None:
             *problems_of(config.objective),
             *_data(config.data),
             *hf_problems(config),
-            *_optim(config),
-            *_trainer(config),
+            *problems_of(config.optim),
+            *problems_of(config.trainer),
             *strategy_problems(config),
             *_batches(config),
-            *_callbacks(config),
-            *_logger(config.logger),
+            *problems_of(config.callbacks),
+            *problems_of(config.logger),
             *_run_folder(config),
         ]
     )
@@ -158,32 +155,6 @@ def _data(data: DataConfig) -> Problems:
         yield "data.paths=[]: no files given; set data.paths=[folder-or-glob,...]"
 
 
-def _optim(config: TrainConfig) -> Problems:
-    optim = config.optim
-    yield from _choice("optim.name", optim.name, ("adamw",))
-    yield from _choice("optim.decay", optim.decay, ("constant", "cosine"))
-    for key in ("lr", "omega_lr", "eps"):
-        yield from _positive(f"optim.{key}", vars(optim)[key])
-    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
-        yield f"optim.betas={optim.betas}: must be two numbers in [0, 1); published: [0.9, 0.999]"
-    for key in ("weight_decay", "warmup_steps", "clip_norm"):
-        if vars(optim)[key] < 0:
-            yield f"optim.{key}={vars(optim)[key]}: must be >= 0"
-    yield from _inside("optim.min_lr_ratio", optim.min_lr_ratio, 0, 1)
-
-
-def _trainer(config: TrainConfig) -> Problems:
-    trainer = config.trainer
-    for key in ("max_steps", "max_flops", "log_every_steps", "devices", "num_nodes", "threads"):
-        yield from _positive(f"trainer.{key}", vars(trainer)[key])
-    if trainer.val_every_steps < 0:
-        yield f"trainer.val_every_steps={trainer.val_every_steps}: must be >= 0 (0: only at the end)"
-    yield from _choice("trainer.precision", trainer.precision, ("auto", "32-true", "bf16-mixed"))
-    yield from _choice("trainer.accelerator", trainer.accelerator, ("auto", "cpu", "cuda"))
-    if trainer.accelerator == "cuda" and not torch.cuda.is_available():
-        yield "trainer.accelerator=cuda: this machine has no CUDA device; set trainer.accelerator=cpu"
-
-
 def _batches(config: TrainConfig) -> Problems:
     data, world = config.data, config.trainer.devices * config.trainer.num_nodes
     total = data.global_batch_sequences
@@ -200,21 +171,6 @@ def _batches(config: TrainConfig) -> Problems:
             f"data.micro_batch_sequences={data.micro_batch_sequences}: does not divide the {total // world} sequences "
             f"of each process (data.global_batch_sequences={total}); choose one of {', '.join(map(str, good[-8:]))}"
         )
-
-
-def _callbacks(config: TrainConfig) -> Problems:
-    ema, saving = config.callbacks.ema, config.callbacks.checkpoint
-    yield from _inside("callbacks.ema.decay", ema.decay, 0, 0.9999999)
-    yield from _choice("callbacks.ema.scope", ema.scope, ("network", "all"))
-    yield from _positive("callbacks.checkpoint.every_steps", saving.every_steps)
-    if saving.keep_best < 0:
-        yield f"callbacks.checkpoint.keep_best={saving.keep_best}: must be >= 0"
-
-
-def _logger(logger: LoggerConfig) -> Problems:
-    yield from _choice("logger.wandb", logger.wandb, ("disabled", "offline", "online"))
-    if logger.wandb == "online" and not (os.environ.get("WANDB_API_KEY") or (Path.home() / ".netrc").exists()):
-        yield "logger.wandb=online: not logged in; run `wandb login`, set WANDB_API_KEY, or use logger=wandb_offline"
 
 
 def _run_folder(config: TrainConfig) -> Problems:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from sm_diffusion.config.root import TrainConfig
-from sm_diffusion.config.schema_run import SKIPPED_STEPS, TRACED_STEPS
+from sm_diffusion.training.trainer_settings import SKIPPED_STEPS, TRACED_STEPS
 
 NAMES = ("single", "ddp", "fsdp", "deepspeed")
 BACKENDS = ("auto", "gloo", "nccl")

@@ -22,8 +22,10 @@ from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sm_diffusion import registry
+from sm_diffusion.config.errors import one_line
 from sm_diffusion.registry import MISSING, Component
 from sm_diffusion.types import UserError
 
@@ -91,6 +93,8 @@ def _node_field(owner: type, item: Field[Any]) -> tuple[Any, Any]:
             node = node_of(registry.find(item.metadata["group"], item.metadata["of"]))
             return Any, dataclasses.field(default_factory=node)
         return Any, dataclasses.field(default=None if item.default is None else MISSING)
+    if "components" in item.metadata:
+        return dict[str, Any], dataclasses.field(default_factory=dict)
     hint = hints(owner)[item.name]
     if is_dataclass(hint) and isinstance(hint, type):
         node = node_of(hint)
@@ -192,12 +196,38 @@ def _construct(settings: type, values: dict[str, Any], problems: list[str]) -> A
 def _value(owner: type, item: Field[Any], value: Any, key: str, problems: list[str]) -> Any:
     if "group" in item.metadata:
         return None if value is None else component_settings(item.metadata["group"], value, f"{key}.", problems)
+    if "components" in item.metadata:
+        return {name: _named(item.metadata["components"], name, given, key, problems) for name, given in value.items()}
     hint = hints(owner)[item.name]
     if "choices" in item.metadata and value is not None:
         choices = registry.names(item.metadata["choices"])
         if value not in choices:
             problems.append(registry.unknown(key, value, choices))
     return _converted(hint, value, key, problems)
+
+
+def _named(group: str, name: str, given: Any, key: str, problems: list[str]) -> Any:
+    """A component given as {name: {key: value}}."""
+    if name not in registry.names(group):
+        problems.append(registry.unknown(key, name, registry.names(group)))
+        return None
+    thing = registry.find(group, name)
+    node = OmegaConf.structured(node_of(thing))
+    own = [] if given is None else list(given)
+    wrong = [item for item in own if item not in node]
+    for item in wrong:
+        problems.append(f"{key}.{name}.{item}: unknown key{registry.nearest(item, tuple(node))}")
+    if wrong:
+        return None
+    try:
+        merged = OmegaConf.merge(node, {} if given is None else given)
+    except OmegaConfBaseException as error:
+        problems.append(f"{key}.{name}: {one_line(error)}")
+        return None
+    assert isinstance(merged, DictConfig)
+    made = _object(thing, merged, f"{key}.{name}.", problems)
+    problems.extend(registry.problems_of(made) if made is not None else [])
+    return made
 
 
 def _converted(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
@@ -307,6 +337,28 @@ def _plain(value: Any, group: str | None) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(inner, None) for inner in value]
     return value
+
+
+def defaults(settings: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, default) of every setting, nested ones by their full key, of each component that may stand there."""
+    for item in fields(node_of(settings)):
+        key = f"{prefix}{item.name}"
+        if item.default is not NO_DEFAULT and item.default is not MISSING:
+            yield key, item.default
+        elif item.default_factory is not NO_DEFAULT:
+            value = OmegaConf.to_container(OmegaConf.structured({"value": item.default_factory()}))["value"]  # type: ignore[index, call-overload]
+            yield from _flat_defaults(value, key)
+    for item in group_fields(settings):
+        for component in registry.components(item.metadata["group"]):
+            yield from defaults(component.thing, f"{prefix}{item.name}.")
+
+
+def _flat_defaults(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _flat_defaults(inner, f"{key}.{name}")
+    elif value is not MISSING:
+        yield key, value
 
 
 def from_plain(group: str, values: Mapping[str, Any]) -> Any:

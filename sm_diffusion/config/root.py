@@ -12,10 +12,14 @@ from sm_diffusion.config.schema_data import DataConfig
 from sm_diffusion.config.schema_eval import EvaluatorConfig
 from sm_diffusion.config.schema_model import ModelConfig
 from sm_diffusion.config.schema_peft import PeftConfig
-from sm_diffusion.config.schema_run import CallbacksConfig, LoggerConfig, OptimConfig, StrategyConfig, TrainerConfig
 from sm_diffusion.diffusion.soft_mask import SoftMaskSettings
 from sm_diffusion.registry import MISSING, option
 from sm_diffusion.sampling.settings import SamplerSettings
+from sm_diffusion.training.callbacks.settings import CallbacksSettings
+from sm_diffusion.training.loggers import LoggerSettings
+from sm_diffusion.training.optim import OptimSettings
+from sm_diffusion.training.strategies.settings import StrategySettings
+from sm_diffusion.training.trainer_settings import TrainerSettings
 from sm_diffusion.training.variant_settings import VariantSettings
 
 
@@ -37,11 +41,11 @@ class TrainConfig:
     data: DataConfig = option("data")
     schedule: Any = option("schedule")
     objective: Any = option("objective")
-    optim: OptimConfig = option("optim")
-    trainer: TrainerConfig = option("trainer")
-    strategy: StrategyConfig = option("strategy")
-    logger: LoggerConfig = option("logger")
-    callbacks: CallbacksConfig = option("callbacks")
+    optim: OptimSettings = option("optim")
+    trainer: TrainerSettings = option("trainer")
+    strategy: StrategySettings = option("strategy")
+    logger: LoggerSettings = option("logger")
+    callbacks: CallbacksSettings = option("callbacks")
 
 
 @dataclass

@@ -115,7 +115,7 @@ TRAFFIC: Mapping[str, Callable[[Layout, Step], float]] = {
 
 
 def strategy_key(strategy: Any) -> str:
-    """strategy: StrategyConfig -> a key of TRAFFIC, or `single`."""
+    """strategy: StrategySettings -> a key of TRAFFIC, or `single`."""
     return f"deepspeed_zero{strategy.zero_stage}" if strategy.name == "deepspeed" else strategy.name
 
 

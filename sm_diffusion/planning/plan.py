@@ -25,8 +25,8 @@ from sm_diffusion.planning.memory import (
 from sm_diffusion.types import UserError
 
 if TYPE_CHECKING:
-    from sm_diffusion.config.schema_run import StrategyConfig
     from sm_diffusion.denoisers.dit.model import DiTShape
+    from sm_diffusion.training.strategies.settings import StrategySettings
 
 
 
@@ -65,7 +65,7 @@ class Plan:
         return self.flops.training * self.tokens
 
 
-def dit_layout(shape: DiTShape, *, mixed: bool, strategy: StrategyConfig) -> plan_scale.Layout:
+def dit_layout(shape: DiTShape, *, mixed: bool, strategy: StrategySettings) -> plan_scale.Layout:
     """All is trained, in float32; under autocast blocks are gathered in bfloat16, as `strategy.gather_dtype` says."""
     total = shape.num_parameters()
     root = replace(shape, num_blocks=0).num_parameters()

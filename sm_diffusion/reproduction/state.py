@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import typing
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -89,32 +87,15 @@ def config_differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> li
 
 @functools.cache
 def schema_defaults() -> dict[str, list[Any]]:
-    """Every key of train.py and eval.py -> its defaults, of each class that may stand there."""
+    """Every key of train.py and eval.py -> its defaults, of each component that may stand there."""
+    from sm_diffusion.config.nodes import defaults
     from sm_diffusion.config.root import EvalConfig, TrainConfig
 
     found: dict[str, list[Any]] = {}
     for kind in (TrainConfig, EvalConfig):
-        _collect_defaults(kind, "", found)
+        for key, value in defaults(kind):
+            found.setdefault(key, []).append(value)
     return found
-
-
-def _collect_defaults(kind: type, prefix: str, found: dict[str, list[Any]]) -> None:
-    hints = typing.get_type_hints(kind)
-    for item in dataclasses.fields(kind):
-        key = f"{prefix}{item.name}"
-        parts = [part for part in (hints[item.name], *typing.get_args(hints[item.name])) if isinstance(part, type)]
-        for part in filter(dataclasses.is_dataclass, parts):
-            for option in (part, *_subclasses(part)):
-                _collect_defaults(option, f"{key}.", found)
-        if item.default is not dataclasses.MISSING:
-            found.setdefault(key, []).append(item.default)
-        elif item.default_factory is not dataclasses.MISSING:
-            found.setdefault(key, []).append(item.default_factory())
-
-
-def _subclasses(kind: type) -> list[type]:
-    children: list[type] = type.__subclasses__(kind)
-    return [option for child in children for option in (child, *_subclasses(child))]
 
 
 def _irrelevant(key: str) -> bool:

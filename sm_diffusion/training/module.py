@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from sm_diffusion.diffusion.objective import Objective
 from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.training import rng
-from sm_diffusion.training.optim import OptimSettings, make_optimizer
+from sm_diffusion.training.optim import OptimSettings
 from sm_diffusion.training.strategies.base import ShardedStrategy
 from sm_diffusion.training.strategies.sharding import reshard, whole
 from sm_diffusion.training.strategies.zero import ZeroStrategy
@@ -48,6 +48,7 @@ class DiffusionModule(L.LightningModule, ABC):
         predictor: Predictor,
         objective: Objective,
         optim: OptimSettings,
+        num_steps: int,
         noise: NoiseSettings,
         provenance: Mapping[str, Any],
     ) -> None:
@@ -55,6 +56,7 @@ class DiffusionModule(L.LightningModule, ABC):
         self.predictor = predictor
         self.objective = objective
         self.optim = optim
+        self.num_steps = num_steps
         self.noise = noise
         self.provenance = dict(provenance)
         # Validation spends two passes wherever there is a memory to be made; an evaluator may ask for one.
@@ -142,7 +144,7 @@ class DiffusionModule(L.LightningModule, ABC):
                 group["lr"] = peak * factor(scheduler.last_epoch)
 
     def configure_optimizers(self) -> Any:
-        optimizer, scheduler = make_optimizer(self.predictor, self.optim)
+        optimizer, scheduler = self.optim.build(self.predictor, num_steps=self.num_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(

@@ -3,51 +3,83 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from sm_diffusion.types import UserError
+from sm_diffusion.registry import register
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimSettings:
-    """lr, omega_lr: peak learning rates of the network and the omegas. warmup_steps: linear warm-up, optimizer steps.
-
-    decay: "constant", or "cosine" down to min_lr_ratio of the peak at max_steps.
-    """
+class OptimSettings(ABC):
+    """What a user chooses as `optim`: a dataclass with learning rates for the network and the omegas."""
 
     lr: float
     omega_lr: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    warmup_steps: int
-    decay: str
-    min_lr_ratio: float
-    max_steps: int
+    clip_norm: float  # global gradient norm; 0: no clipping
+
+    @abstractmethod
+    def build(self, predictor: nn.Module, *, num_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        """The optimiser over `optimizer_groups(predictor)`, and its schedule over a run of num_steps steps."""
 
 
-def learning_rate_factor(settings: OptimSettings) -> Callable[[int], float]:
+@register("optim", "adamw")
+@dataclass(frozen=True, kw_only=True)
+class AdamW(OptimSettings):
+    """AdamW (arXiv 1711.05101) with linear warm-up; the omegas are a group without weight decay."""
+
+    lr: float = 3e-4  # network, peak
+    omega_lr: float = 1e-2  # omegas, peak
+    betas: tuple[float, ...] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # network only
+    warmup_steps: int = 2500  # linear
+    decay: Literal["constant", "cosine"] = "constant"  # cosine: to min_lr_ratio of the peak at trainer.max_steps
+    min_lr_ratio: float = 0.0
+    clip_norm: float = 1.0  # global gradient norm; 0: no clipping
+
+    def problems(self) -> Iterator[str]:
+        for key in ("lr", "omega_lr", "eps"):
+            if not vars(self)[key] > 0:
+                yield f"optim.{key}={vars(self)[key]}: must be positive"
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            yield f"optim.betas={list(self.betas)}: must be two numbers in [0, 1); published: [0.9, 0.999]"
+        for key in ("weight_decay", "warmup_steps", "clip_norm"):
+            if vars(self)[key] < 0:
+                yield f"optim.{key}={vars(self)[key]}: must be >= 0"
+        if not 0 <= self.min_lr_ratio <= 1:
+            yield f"optim.min_lr_ratio={self.min_lr_ratio}: must lie in [0, 1]"
+
+    def build(self, predictor: nn.Module, *, num_steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        own: dict[str, dict[str, float]] = {
+            "network": {"lr": self.lr, "weight_decay": self.weight_decay},
+            "omegas": {"lr": self.omega_lr, "weight_decay": 0.0},
+        }
+        groups: list[dict[str, object]] = [
+            {"params": parameters, **own[name], "name": name} for name, parameters in optimizer_groups(predictor)
+        ]
+        betas = (self.betas[0], self.betas[1])
+        optimizer = torch.optim.AdamW(groups, betas=betas, eps=self.eps, fused=True)
+        return optimizer, LambdaLR(optimizer, learning_rate_factor(self, num_steps=num_steps))
+
+
+def learning_rate_factor(settings: AdamW, *, num_steps: int) -> Callable[[int], float]:
     """Factor on the peak learning rate at 0-based step s: warm-up min(1, (s + 1) / warmup), then the decay."""
 
     def warmup(step: int) -> float:
         return min(1.0, (step + 1) / max(1, settings.warmup_steps))
 
     def cosine(step: int) -> float:
-        span = max(1, settings.max_steps - settings.warmup_steps)
+        span = max(1, num_steps - settings.warmup_steps)
         done = min(1.0, max(0.0, (step - settings.warmup_steps) / span))
         floor = settings.min_lr_ratio
         return warmup(step) * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
-    if settings.decay == "constant":
-        return warmup
-    if settings.decay == "cosine":
-        return cosine
-    raise UserError(f"optim.decay={settings.decay}: choose constant or cosine")
+    return cosine if settings.decay == "cosine" else warmup
 
 
 def optimizer_groups(predictor: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
@@ -58,18 +90,3 @@ def optimizer_groups(predictor: nn.Module) -> list[tuple[str, list[nn.Parameter]
         if parameter.requires_grad:
             (omegas if name.startswith("soft_mask.") else network).append(parameter)
     return [("network", network), *([("omegas", omegas)] if omegas else [])]
-
-
-def make_optimizer(
-    predictor: nn.Module, settings: OptimSettings
-) -> tuple[torch.optim.Optimizer, LambdaLR]:
-    """AdamW over the network and, as a second group without weight decay, the omegas."""
-    own: dict[str, dict[str, float]] = {
-        "network": {"lr": settings.lr, "weight_decay": settings.weight_decay},
-        "omegas": {"lr": settings.omega_lr, "weight_decay": 0.0},
-    }
-    groups: list[dict[str, object]] = [
-        {"params": parameters, **own[name], "name": name} for name, parameters in optimizer_groups(predictor)
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=settings.betas, eps=settings.eps, fused=True)
-    return optimizer, LambdaLR(optimizer, learning_rate_factor(settings))

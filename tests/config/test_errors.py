@@ -19,7 +19,7 @@ from tests.helpers.runs import overrides, run
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("trainer.max_stepz=3", r"trainer\.max_stepz.*not in 'TrainerConfig'.*smd config"),
+        ("trainer.max_stepz=3", r"trainer\.max_stepz.*not in 'TrainerSettings'.*smd config"),
         ("+trainer.max_stepz=3", r"trainer\.max_stepz: unknown key"),
         ("+nonsense=1", r"nonsense: unknown key"),
         ("trainer.max_steps=abc", r"trainer\.max_steps.*'abc'.*Integer"),

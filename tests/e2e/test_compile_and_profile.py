@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sm_diffusion.app.validate_strategy import COMPILERS
-from sm_diffusion.config.schema_run import TRACED_STEPS
+from sm_diffusion.training.trainer_settings import TRACED_STEPS
 from tests.helpers.runs import run
 
 SETTINGS = ("model.num_blocks=2", "trainer.log_every_steps=1", "trainer.val_every_steps=0")

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from sm_diffusion.training.ema import ExponentialMovingAverage
-from sm_diffusion.training.optim import OptimSettings, learning_rate_factor, make_optimizer
+from sm_diffusion.training.optim import AdamW, learning_rate_factor
 
 
-def settings(**changes: object) -> OptimSettings:
+def settings(**changes: object) -> AdamW:
     values: dict[str, object] = {
         "lr": 1e-3,
         "omega_lr": 1e-2,
@@ -22,18 +22,17 @@ def settings(**changes: object) -> OptimSettings:
         "warmup_steps": 10,
         "decay": "constant",
         "min_lr_ratio": 0.1,
-        "max_steps": 110,
     }
-    return OptimSettings(**(values | changes))  # type: ignore[arg-type]
+    return AdamW(**(values | changes))  # type: ignore[arg-type]
 
 
 def test_constant_schedule_warms_up_and_stays() -> None:
-    factor = learning_rate_factor(settings())
+    factor = learning_rate_factor(settings(), num_steps=110)
     assert [factor(s) for s in (0, 4, 9, 10, 1000)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0])
 
 
 def test_cosine_schedule_ends_at_its_floor() -> None:
-    factor = learning_rate_factor(settings(decay="cosine"))
+    factor = learning_rate_factor(settings(decay="cosine"), num_steps=110)
     assert factor(10) == pytest.approx(1.0)
     assert factor(60) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
     assert factor(110) == pytest.approx(0.1)
@@ -46,7 +45,7 @@ def test_omegas_have_a_group_without_weight_decay() -> None:
     module.soft_mask = nn.Module()
     module.soft_mask.raw_omega_s = nn.Parameter(torch.zeros(1))
     module.soft_mask.raw_omega_b = nn.Parameter(torch.zeros(1), requires_grad=False)
-    optimizer, _ = make_optimizer(module, settings())
+    optimizer, _ = settings().build(module, num_steps=110)
     network, omegas = optimizer.param_groups
     assert (network["name"], network["weight_decay"], len(network["params"])) == ("network", 0.1, 2)
     assert (omegas["name"], omegas["weight_decay"], len(omegas["params"])) == ("omegas", 0.0, 1)
