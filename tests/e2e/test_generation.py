@@ -214,7 +214,7 @@ def test_zero_shot_over_several_sources(root: Path, checkpoint: Path) -> None:
         ("evaluator.num_samples=0", r"evaluator\.num_samples=0: must be positive"),
         ("sampler.num_steps=0", r"sampler\.num_steps=0: must be >= 1"),
         ("sampler.top_p=2", r"sampler\.top_p=2\.0"),
-        ("sampler.strength=steep", r"sampler\.strength=steep: choose constant, linear, stepwise or window"),
+        ("sampler.strength=steep", r"sampler\.strength=steep: choose constant, linear, stepwise, stairs or window"),
         ("evaluator.temperatures=[-1]", r"evaluator\.temperatures=\[-1\.0\]"),
     ],
 )

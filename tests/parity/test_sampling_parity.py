@@ -120,7 +120,7 @@ def reproduce(golden: Golden, key: str) -> SamplerOutput:
     generator = torch.Generator().manual_seed(int(golden.meta["seed"]))
     race = PublishedRace(policy, mask_id=mask_id, vocab_size=98, generator=generator)
     sampler = Sampler(
-        predictor_of(model, mask_id), race, sampling=TokenSampling(top_p=top_p), reuse_unchanged_batch=True
+        predictor_of(model, mask_id), race, sampling=TokenSampling(top_p=top_p), reuse="batch"
     )
     canvas = Canvas(torch.full((2, 16), mask_id))
     return sampler.sample(canvas, RowNoise([0, 1], canvas.positions_BL), record=True)
@@ -176,3 +176,42 @@ def test_remasked_positions_feed_back_their_token() -> None:
             # H = 0: lambda = 0.6 sigmoid(2 (0 + 2)).
             assert frame.lambda_BL[row, position].item() == pytest.approx(0.6 * 0.982014, rel=1e-4)
     assert seen > 0
+
+
+CACHED = sorted({key.removesuffix(".final") for key in Golden("sampler_cache").keys if key.endswith(".final")})
+
+
+@pytest.mark.parametrize("key", CACHED)
+def test_prediction_used_again_when_nothing_changed(key: str) -> None:
+    """Batches of one, by our rule for rows; of two, by theirs for the batch."""
+    golden = Golden("sampler_cache")
+    pair = "batch2" in key
+    model, top_p = key.split(".")[0], float(key.split(".p")[1][:3])
+    mask_id, num_steps = int(golden.meta["mask_id"]), int(golden.meta["T"])
+    seed = int(key.split("seed")[1].split(".")[0]) if "seed" in key else 1
+    race = PublishedRace(
+        Ancestral(num_steps=num_steps, eps=1e-5),
+        mask_id=mask_id,
+        vocab_size=int(golden.meta["vocab"]),
+        generator=torch.Generator().manual_seed(seed),
+    )
+    sampler = Sampler(
+        predictor_of(model, mask_id),
+        race,
+        sampling=TokenSampling(top_p=top_p),
+        reuse="batch" if pair else "rows",
+    )
+    canvas = Canvas(torch.full((2 if pair else 1, 16), mask_id))
+    out = sampler.sample(canvas, RowNoise(list(range(len(canvas.ids_BL))), canvas.positions_BL), record=True)
+    assert out.trajectory is not None
+    steps_TBL = golden[f"{key}.x_steps"].long().view(num_steps, -1, 16)
+    for step in range(out.num_steps):
+        assert torch.equal(out.trajectory.frames[step + 1].ids_BL, steps_TBL[step]), f"after step {step}"
+    assert torch.equal(out.ids_BL, golden[f"{key}.final"].long().view(-1, 16))
+    if pair:
+        return
+    left = int(golden[f"{key}.num_masks_left"][-1])
+    evaluated = golden[f"{key}.forwards_so_far"][: out.num_steps][-1]
+    assert int(out.nfe_B[0]) == int(evaluated) + (left > 0)
+    if model == "mdlm_sm":  # what is used again is not fed back
+        assert not bool((golden[f"{key}.cache_reused"] & golden[f"{key}.feedback_refreshed"]).any())

@@ -32,8 +32,6 @@ from sm_diffusion.types import UserError
 FILE_NAME = "transparency_config.json"
 TOP_K, TEMPERATURE, NONE = "mixinputs_with_topk", "mixinputs_with_temp", "none"
 SCHEDULES = ("none", "linear", "stepwise")
-# The authors' stepwise schedule crashes before its number of steps shows; this is our choice.
-STEPWISE_LEVELS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +104,7 @@ class TransparencyConfig:
         if self.transparency_scheduling == "linear":
             return LinearStrength()
         if self.transparency_scheduling == "stepwise":
-            return StepwiseStrength(num_levels=STEPWISE_LEVELS)
+            return StepwiseStrength()
         return ConstantStrength()
 
 

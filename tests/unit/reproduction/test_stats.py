@@ -7,7 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from sm_diffusion.reproduction.stats import bootstrap_interval, difference, student_interval
+from sm_diffusion.reproduction.stats import (
+    bootstrap_interval,
+    difference,
+    difference_over_problems,
+    mcnemar,
+    mean_by_problem,
+    student_interval,
+    student_quantile,
+)
 
 
 def test_two_or_three_values_give_their_range() -> None:
@@ -70,3 +78,39 @@ def test_verdicts() -> None:
     assert "outside the noise by the bootstrap, not by Student's t" in few.verdict()
     same = difference({1: 1.0, 2: 1.0}, {1: 1.0, 2: 1.0})
     assert same.verdict().endswith("inside the noise")
+
+
+def test_student_quantiles_are_those_of_the_tables() -> None:
+    table = {1: 12.706, 2: 4.303, 4: 2.776, 15: 2.131, 16: 2.120, 29: 2.045, 30: 2.042, 60: 2.000, 1000: 1.962}
+    assert {freedom: round(student_quantile(freedom), 3) for freedom in table} == table
+
+
+def test_mcnemar() -> None:
+    """10 problems that one alone solves, 1 that the other does: 2 (1 + 11) / 2^11."""
+    first = {f"a{i}": True for i in range(10)} | {"b": False, "both": True, "alone": True}
+    second = {f"a{i}": False for i in range(10)} | {"b": True, "both": True}
+    found = mcnemar(first, second)
+    assert (found.only_first, found.only_second) == (10, 1)
+    assert found.p_value == pytest.approx(24 / 2048)
+    assert mcnemar(first, first).p_value == 1.0
+    assert mcnemar({"a": True, "b": False}, {"a": False, "b": True}).p_value == 1.0
+
+
+def test_difference_over_problems() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.random(400)
+    first = {str(i): float(rng.random() < 0.9 * hard[i]) for i in range(400)}
+    same = difference_over_problems(first, first)
+    assert (same.mean, same.interval, same.num_problems) == (0.0, (0.0, 0.0), 400)
+    better = {name: max(value, float(int(name) % 4 == 0)) for name, value in first.items()}
+    found = difference_over_problems(better, first)
+    assert found.interval is not None
+    assert 0 < found.interval[0] < found.mean < found.interval[1]
+    standard_error = np.std([better[name] - first[name] for name in first]) / 20
+    assert found.interval[1] - found.interval[0] == pytest.approx(2 * 1.96 * standard_error, rel=0.1)
+    with pytest.raises(ValueError, match="share no problem"):
+        difference_over_problems({"a": 1.0}, {"b": 1.0})
+
+
+def test_mean_by_problem() -> None:
+    assert mean_by_problem([("a", True), ("a", False), ("b", True)]) == {"a": 0.5, "b": 1.0}

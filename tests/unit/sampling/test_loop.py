@@ -205,11 +205,27 @@ def test_published_cache_reuses_the_prediction_without_feeding_it_back() -> None
     canvas = blank(2, 6, mask_id=MASK)
     noise = RowNoise([3, 4], canvas.positions_BL)
 
-    def run(kind: str, *, reuse: bool):
-        return Sampler(make_predictor(kind), Ancestral(num_steps=80), reuse_unchanged_batch=reuse).sample(canvas, noise)
+    def run(kind: str, reuse: str):
+        return Sampler(make_predictor(kind), Ancestral(num_steps=80), reuse=reuse).sample(canvas, noise)
 
-    assert torch.equal(run("mdlm", reuse=True).ids_BL, run("mdlm", reuse=False).ids_BL)
-    assert int(run("sm", reuse=True).nfe_B.max()) < int(run("sm", reuse=False).nfe_B.max())
+    for reuse in ("rows", "batch"):
+        assert torch.equal(run("mdlm", reuse).ids_BL, run("mdlm", "never").ids_BL)
+        assert int(run("sm", reuse).nfe_B.max()) < int(run("sm", "never").nfe_B.max())
+
+
+@pytest.mark.parametrize("kind", ["sm", "dense", "mdlm"])
+@pytest.mark.parametrize("order", [Ancestral(num_steps=40), RemdmCap(num_steps=40, eta=0.02)])
+def test_reuse_by_rows_knows_no_neighbours(kind: str, order) -> None:
+    """A row's text and evaluations are what they are alone, where the authors' rule and this one agree."""
+    canvas, seeds = blank(4, 7, mask_id=MASK), [3, 4, 5, 6]
+    sampler = Sampler(make_predictor(kind), order, reuse="rows")
+    together = sampler.sample(canvas, RowNoise(seeds, canvas.positions_BL))
+    for row, seed in enumerate(seeds):
+        one = blank(1, 7, mask_id=MASK)
+        for reuse in ("rows", "batch"):
+            alone = Sampler(make_predictor(kind), order, reuse=reuse).sample(one, RowNoise([seed], one.positions_BL))
+            assert torch.equal(alone.ids_BL[0], together.ids_BL[row])
+            assert int(alone.nfe_B[0]) == int(together.nfe_B[row])
 
 
 def test_trajectory_is_serialisable_and_tells_every_state() -> None:
