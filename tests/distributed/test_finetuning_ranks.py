@@ -18,8 +18,7 @@ from sm_diffusion.denoisers.adapters import peft
 from sm_diffusion.denoisers.pretrained.loading import open_backbone
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import SoftMaskPredictor
-from tests.e2e.test_finetuning import generated
-from tests.helpers.chats import overrides
+from tests.helpers.chats import generated, overrides
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

@@ -19,9 +19,8 @@ import torch
 from sm_diffusion.training.callbacks.preemption import PREEMPTED
 from sm_diffusion.training.checkpoints import store as ckpt_store
 from sm_diffusion.types import UserError
-from tests.e2e.test_training import assert_same_checkpoint
 from tests.helpers.ranks import launch
-from tests.helpers.runs import overrides, run
+from tests.helpers.runs import assert_same_checkpoint, overrides, run
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

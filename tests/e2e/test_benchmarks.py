@@ -14,7 +14,7 @@ from sm_diffusion.evaluation.benchmarks.checks import restore_types
 from sm_diffusion.evaluation.benchmarks.tasks import build_task
 from sm_diffusion.evaluation.execution.executor import Executor, Job
 from sm_diffusion.types import UserError
-from tests.unit.evaluation.benchmarks.test_task_data import real
+from tests.helpers.tasks import real
 
 # Wraps the reference: the same function, but what it returns is wrong in value and right in type.
 BREAK = """

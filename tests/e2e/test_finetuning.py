@@ -20,19 +20,8 @@ from sm_diffusion.denoisers.checkpoints.weights import load_into, read_weights
 from sm_diffusion.denoisers.pretrained.loading import open_backbone
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
-from sm_diffusion.sampling import (
-    Blockwise,
-    ConfidenceOrder,
-    PrefixCache,
-    RowNoise,
-    Sampler,
-    Threshold,
-    TokenSampling,
-    build_measure,
-    from_prompts,
-)
 from sm_diffusion.types import UserError
-from tests.helpers.chats import BYTE_MASK, BYTE_VOCAB, overrides, write_base, write_chats
+from tests.helpers.chats import BYTE_MASK, BYTE_VOCAB, generated, overrides, write_base, write_chats
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +38,6 @@ def tuned(root: Path) -> dict[str, Any]:
     return run(root, "tuned")
 
 
-def generated(predictor: Predictor) -> list[list[int]]:
-    prompts = [list(f"user: {text}\nassistant: ".encode()) for text in ("add 3", "max 1", "len 22")]
-    canvas = from_prompts(prompts, new_tokens=12, mask_id=BYTE_MASK)
-    order = ConfidenceOrder(measure=build_measure("entropy"), pace=Threshold(value=-2.0))
-    sampler = Sampler(
-        predictor, Blockwise(order, block_length=6), sampling=TokenSampling(temperature=0.1), cache=PrefixCache()
-    )
-    return canvas.texts(sampler.sample(canvas, RowNoise([1, 2, 3], canvas.positions_BL)).ids_BL)
 
 
 def of_checkpoint(root: Path, name: str) -> Predictor:

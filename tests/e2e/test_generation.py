@@ -18,8 +18,8 @@ from sm_diffusion.config.compose import compose_config
 from sm_diffusion.evaluation.generation.samples import GenerationCache
 from sm_diffusion.paths import CONF
 from sm_diffusion.types import UserError
+from tests.helpers.judges import save_tiny_judge
 from tests.helpers.runs import run
-from tests.unit.evaluation.generation.test_reader import save_tiny_judge
 
 ROOT = Path(__file__).parents[2]
 SAMPLERS = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))

@@ -29,7 +29,7 @@ from sm_diffusion.sampling import SamplerSettings
 from sm_diffusion.sampling.orders.confidence import ConfidenceSettings, ThresholdSettings
 from sm_diffusion.types import UserError
 from tests.helpers.chats import overrides
-from tests.unit.evaluation.benchmarks.test_task_data import HUMANEVAL
+from tests.helpers.tasks import HUMANEVAL
 
 ROWS = [
     {"question": f"What is {a} plus {b}?", "answer": f"It is {a + b}.\n#### {a + b}"}

@@ -15,7 +15,7 @@ from sm_diffusion.app.evaluate import evaluate
 from sm_diffusion.config.compose import compose_config
 from sm_diffusion.denoisers.checkpoints.weights import read_weights
 from sm_diffusion.types import UserError
-from tests.helpers.runs import overrides, run
+from tests.helpers.runs import assert_same_checkpoint, overrides, run
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +28,8 @@ def soft(root: Path) -> dict[str, Any]:
     return run(root, "soft")
 
 
-def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    tree = torch.load(path, weights_only=True)
-    found = {f"state.{k}": v for k, v in tree["state_dict"].items()}
-    found |= {f"ema.{k}": v for k, v in tree["callbacks"]["EMACallback"]["shadow"].items()}
-    for index, state in tree["optimizer_states"][0]["state"].items():
-        found |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
-    return found
 
 
-def assert_same_checkpoint(a: Path, b: Path) -> None:
-    first, second = tensors_of(a), tensors_of(b)
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
 
 
 def test_run_folder(root: Path, soft: dict[str, Any]) -> None:

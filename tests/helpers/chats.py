@@ -7,6 +7,18 @@ import random
 from pathlib import Path
 
 from sm_diffusion.denoisers.pretrained.export import export_folder
+from sm_diffusion.diffusion.predictor import Predictor
+from sm_diffusion.sampling import (
+    Blockwise,
+    ConfidenceOrder,
+    PrefixCache,
+    RowNoise,
+    Sampler,
+    Threshold,
+    TokenSampling,
+    build_measure,
+    from_prompts,
+)
 from tests.helpers.qwen import tiny_qwen
 
 BYTE_VOCAB, BYTE_MASK = 258, 257
@@ -63,3 +75,13 @@ def overrides(root: Path, name: str, *extra: str) -> list[str]:
         f"name={name}",
         *extra,
     ]
+
+
+def generated(predictor: Predictor) -> list[list[int]]:
+    prompts = [list(f"user: {text}\nassistant: ".encode()) for text in ("add 3", "max 1", "len 22")]
+    canvas = from_prompts(prompts, new_tokens=12, mask_id=BYTE_MASK)
+    order = ConfidenceOrder(measure=build_measure("entropy"), pace=Threshold(value=-2.0))
+    sampler = Sampler(
+        predictor, Blockwise(order, block_length=6), sampling=TokenSampling(temperature=0.1), cache=PrefixCache()
+    )
+    return canvas.texts(sampler.sample(canvas, RowNoise([1, 2, 3], canvas.positions_BL)).ids_BL)

@@ -18,6 +18,13 @@ from sm_diffusion.denoisers.dit.model import DiT, DiTShape
 from sm_diffusion.diffusion.parameterization import Subs
 
 GOLDEN = Path(os.environ.get("SMD_GOLDEN", Path(__file__).parents[1] / "golden"))
+# Names of the parameters of the omegas: the authors' to ours.
+RAW_NAMES = {
+    "raw_scale": "raw_omega_s",
+    "raw_steep": "raw_omega_a",
+    "raw_centre_neg": "raw_omega_b",
+    "raw_temperature": "raw_temperature",
+}
 
 
 class Golden:

@@ -6,6 +6,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sm_diffusion.app.train import train
 from sm_diffusion.config.compose import compose_config
 
@@ -56,3 +58,19 @@ def overrides(root: Path, name: str, *extra: str) -> list[str]:
 
 def run(root: Path, name: str, *extra: str) -> dict[str, Any]:
     return train(compose_config("train", overrides(root, name, *extra)))
+
+
+def tensors_of(path: Path) -> dict[str, torch.Tensor]:
+    tree = torch.load(path, weights_only=True)
+    found = {f"state.{k}": v for k, v in tree["state_dict"].items()}
+    found |= {f"ema.{k}": v for k, v in tree["callbacks"]["EMACallback"]["shadow"].items()}
+    for index, state in tree["optimizer_states"][0]["state"].items():
+        found |= {f"optimizer.{index}.{k}": v for k, v in state.items()}
+    return found
+
+
+def assert_same_checkpoint(a: Path, b: Path) -> None:
+    first, second = tensors_of(a), tensors_of(b)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name

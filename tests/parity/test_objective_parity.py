@@ -14,8 +14,7 @@ from sm_diffusion.diffusion.readouts.base import Logits, NegLogLikelihood
 from sm_diffusion.diffusion.schedule import LogLinear, StratifiedTimes
 from sm_diffusion.diffusion.soft_mask import FullVocabularySoftMask, SoftMask, SoftMaskBase
 from sm_diffusion.types import Draws, LossOutput
-from tests.helpers.golden import Golden, assert_close, tiny_dit
-from tests.parity.test_soft_mask_parity import RAW_NAMES
+from tests.helpers.golden import RAW_NAMES, Golden, assert_close, tiny_dit
 
 pytestmark = pytest.mark.parity
 

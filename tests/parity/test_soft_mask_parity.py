@@ -9,16 +9,10 @@ from torch import Tensor
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.soft_mask import FullVocabularySoftMask, SoftMask, SoftMaskBase, remember
 from sm_diffusion.types import LogitsMemory
-from tests.helpers.golden import Golden, assert_close
+from tests.helpers.golden import RAW_NAMES, Golden, assert_close
 
 pytestmark = pytest.mark.parity
 
-RAW_NAMES = {
-    "raw_scale": "raw_omega_s",
-    "raw_steep": "raw_omega_a",
-    "raw_centre_neg": "raw_omega_b",
-    "raw_temperature": "raw_temperature",
-}
 
 
 def load_omegas(soft_mask: SoftMaskBase, golden: Golden, params: str) -> None:

@@ -16,7 +16,7 @@ from sm_diffusion.cli import main as cli
 from sm_diffusion.reproduction import shipped
 from sm_diffusion.types import UserError
 from tests.helpers import links
-from tests.unit.reproduction.test_experiment import make_experiment
+from tests.helpers.experiments import make_experiment
 
 MOST_MODULES = 30  # of this package, imported for help
 

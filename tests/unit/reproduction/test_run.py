@@ -27,7 +27,7 @@ from sm_diffusion.reproduction import rows, run
 from sm_diffusion.reproduction.programs import quoted
 from sm_diffusion.reproduction.workers import Processes, Terminal, call, log_of
 from sm_diffusion.types import UserError
-from tests.unit.reproduction.test_experiment import make_experiment, make_run, row_config
+from tests.helpers.experiments import make_experiment, make_run, row_config
 
 RUNS = Path("runs")
 

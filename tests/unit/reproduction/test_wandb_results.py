@@ -17,7 +17,7 @@ from sm_diffusion.evaluation.results import read_results
 from sm_diffusion.reproduction import experiment as experiments
 from sm_diffusion.reproduction.report.table import report
 from sm_diffusion.types import UserError
-from tests.unit.reproduction.test_experiment import make_experiment, make_run
+from tests.helpers.experiments import make_experiment, make_run
 
 
 class FakeApi:

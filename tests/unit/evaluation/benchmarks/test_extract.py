@@ -21,7 +21,7 @@ from sm_diffusion.evaluation.benchmarks.extract import (
     same_math,
     truncate_at,
 )
-from tests.unit.evaluation.benchmarks.test_task_data import real
+from tests.helpers.tasks import real
 
 F = "def f(x):\n    return x\n"
 

@@ -11,7 +11,7 @@ from sm_diffusion.evaluation.benchmarks.task_data import SOURCES
 from sm_diffusion.evaluation.benchmarks.tasks import build_task
 from sm_diffusion.evaluation.execution.executor import Executor
 from sm_diffusion.types import UserError
-from tests.unit.evaluation.benchmarks.test_task_data import EVALPLUS, HUMANEVAL, MBPP, MBPP_PLUS_HUB, ROWS, write
+from tests.helpers.tasks import EVALPLUS, HUMANEVAL, MBPP, MBPP_PLUS_HUB, ROWS, write
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 from sm_diffusion.evaluation.benchmarks.tasks import build_task
 from sm_diffusion.types import UserError
-from tests.unit.evaluation.benchmarks.test_task_data import real
+from tests.helpers.tasks import real
 
 EXAMPLE = "For example:\n\n```python\nprint('hello')\n```\n\nThe solution:\n\n"
 # (answers read by first_block, by search) of 164 HumanEval reference solutions.

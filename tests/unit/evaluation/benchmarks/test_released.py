@@ -11,7 +11,7 @@ from sm_diffusion.evaluation.benchmarks.tasks import build_task
 from sm_diffusion.evaluation.execution.executor import ExecutionLimits, Executor
 from sm_diffusion.types import UserError
 from tests.helpers.golden import golden_json
-from tests.unit.evaluation.benchmarks.test_task_data import HUMANEVAL, MBPP, MBPP_PLUS_HUB, ROWS, write
+from tests.helpers.tasks import HUMANEVAL, MBPP, MBPP_PLUS_HUB, ROWS, write
 
 THREE = {**MBPP, "test_list": ["assert add(1, 2) == 3", "assert add(2, 2) == 4", "assert add(0, 0) == 0"]}
 # The sandbox takes only plain values across, so an object that calls itself equal to everything does not pass here.

@@ -19,6 +19,7 @@ from sm_diffusion.evaluation.generation.mauve import MauveScorer, mauve_score
 from sm_diffusion.evaluation.generation.reader import CausalJudge, generative_perplexity, judged_positions, load_judge
 from sm_diffusion.evaluation.generation.text_stats import distinct, repetition, statistics_of, unigram_entropy
 from sm_diffusion.types import UserError
+from tests.helpers.judges import save_tiny_judge
 from tests.helpers.runs import WORDS
 
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -26,22 +27,6 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 CACHE = Path.home() / ".cache" / "sm_diffusion_tests"
 
 
-def save_tiny_judge(folder: Path) -> Path:
-    """A random GPT-2 with a word tokenizer, as a transformers folder."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-    words = ["<|endoftext|>", "<unk>", *sorted(set(WORDS))]
-    own = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
-    own.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=own, eos_token="<|endoftext|>", unk_token="<unk>").save_pretrained(folder)
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(words), n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.5,
-        bos_token_id=0, eos_token_id=0,
-    )
-    GPT2LMHeadModel(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from sm_diffusion.reproduction.collected import Collected, Row
 from sm_diffusion.reproduction.report import figures, plots
 from sm_diffusion.reproduction.report import points as plot_points
 from sm_diffusion.types import UserError
-from tests.unit.reproduction.test_experiment import make_experiment, make_metrics, make_run
+from tests.helpers.experiments import make_experiment, make_metrics, make_run
 
 HEADER = "epoch,omega/a,omega/b,omega/s,step,train/loss,val/nll,val/ppl"
 

@@ -15,7 +15,7 @@ from sm_diffusion.cli import main as cli
 from sm_diffusion.files import write_json
 from sm_diffusion.reproduction import experiment as experiments
 from sm_diffusion.reproduction.report import report
-from tests.unit.reproduction.test_experiment import make_experiment, make_metrics, make_run, row_config
+from tests.helpers.experiments import make_experiment, make_metrics, make_run, row_config
 
 HEADER = "epoch,omega/a,omega/b,omega/s,step,train/loss,val/nll"
 

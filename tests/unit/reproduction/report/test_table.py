@@ -21,7 +21,7 @@ from sm_diffusion.reproduction import code_version, state
 from sm_diffusion.reproduction import experiment as experiments
 from sm_diffusion.reproduction.report.table import report
 from sm_diffusion.types import UserError
-from tests.unit.reproduction.test_experiment import make_experiment, make_run, row_config
+from tests.helpers.experiments import make_experiment, make_run, row_config
 
 SOURCES = '{"sources": {"a": "x"}, "expected": '
 

@@ -36,7 +36,7 @@ from sm_diffusion.sampling.reference.plain import (
     plain_sample,
     plain_transition,
 )
-from tests.unit.sampling.test_loop import make_predictor
+from tests.helpers.networks import make_predictor
 
 CLEAN, MASK, LENGTH = 3, 3, 2
 Law = dict[tuple[int, ...], float]
