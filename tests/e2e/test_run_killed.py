@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from sm_diffusion import paths
 from sm_diffusion.paths import ROOT
 from tests.helpers.runs import write_corpus
 
@@ -101,3 +102,39 @@ def _eval_started(command: Command) -> bool:
         if wanted in words and any(word.endswith(b"eval.py") for word in words):
             return True
     return False
+
+
+CHILD = """
+import pathlib, signal, sys, time
+def stop(*_):
+    pathlib.Path(sys.argv[1], "saved").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[1], "ready").touch()
+time.sleep(120)
+"""
+
+
+PARENT = """
+import sys
+from sm_diffusion.reproduction.workers import call
+sys.exit(call([sys.executable, *sys.argv[1:]]))
+"""
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    pytest.fail("did not happen within a minute")
+
+
+def test_sigterm_reaches_the_run_and_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text(CHILD)
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "child.py"), str(tmp_path)]
+    with subprocess.Popen(command, cwd=paths.ROOT, env={**os.environ, "PYTHONPATH": str(paths.ROOT)}) as parent:
+        _wait_for((tmp_path / "ready").exists)
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(timeout=60) == 128 + signal.SIGTERM
+    assert (tmp_path / "saved").exists()

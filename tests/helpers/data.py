@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sm_diffusion.data.corpora.base import Document, TokenSource
+from sm_diffusion.data.corpora.file_corpus import FileCorpus
+from sm_diffusion.data.corpora.hub import LocalFolder
 from sm_diffusion.data.loader import LoaderSettings
+from sm_diffusion.data.stores.arrow_cache import TokenCache, prepare_tokens
 from sm_diffusion.data.tokenizers.base import ByteTokenizer
 from sm_diffusion.data.tokenizers.build import TokenizerSpec
 
 if TYPE_CHECKING:
-    from sm_diffusion.data.corpora.file_corpus import FileCorpus
     from sm_diffusion.data.datamodule import TokenDataModule
     from sm_diffusion.data.stores.shard_preparer import ShardPreparer
 
+CODE = "def function_{0}(value):\n    return value + {0}  # adds {0} and nothing else\n"
 BYTES = TokenizerSpec(kind="byte")
 LOADER = LoaderSettings(
     global_batch_sequences=4, micro_batch_sequences=2, eval_batch_sequences=3, num_workers=0, seed=7
@@ -133,7 +136,6 @@ def file_corpus(folder: Path | str, *, record_filter: dict[str, object] | None =
     """A corpus of a local folder: parquet and jsonl, the last 10 records for validation, 10 rows a shard."""
     from sm_diffusion.data.corpora.file_corpus import CorpusFiles, FileCorpus
     from sm_diffusion.data.corpora.filters import RecordFilter
-    from sm_diffusion.data.corpora.hub import LocalFolder
 
     own = {name: changes.pop(name) for name in ("deduplicate", "add_eos") if name in changes}
     files = {
@@ -163,3 +165,36 @@ def shard_preparer(corpus: FileCorpus, cache_dir: Path, *, max_fault_share: floa
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder but duplicates' working files."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def prepared(cache_dir: Path, *, source: MemorySource | None = None, length: int = 8) -> TokenCache:
+    return prepare_tokens(source=source or tiny_source(), tokenizer=ByteTokenizer(), length=length, cache_dir=cache_dir)
+
+
+def everything(cache: TokenCache) -> tuple[list[list[int]], list[list[int]]]:
+    train, validation = (table.rows(range(len(table))).tolist() for table in (cache.train, cache.validation))
+    return train, validation
+
+
+def folder_of(cache_dir: Path) -> Path:
+    (folder,) = (path for path in cache_dir.iterdir() if path.is_dir())
+    return folder
+
+
+def prepare_command(folder: Path, *more: str) -> list[str]:
+    return [
+        "prepare",
+        "data=openwebtext",
+        f"data.path={folder / 'owt'}",
+        f"data.cache_dir={folder / 'cache'}",
+        "data.tokenizer.kind=byte",
+        "data.length=16",
+        "data.validation_documents=10",
+        "data.shard_documents=10",
+        *more,
+    ]
+
+
+def folder_below(cache_dir: Path) -> Path:
+    (folder,) = (path for path in (cache_dir / "prepared").iterdir() if path.is_dir())
+    return folder

@@ -8,13 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sm_diffusion.app.validate_hf import hf_problems
-from sm_diffusion.config.compose import compose_config
-from sm_diffusion.config.schema_model import DiTConfig
-from sm_diffusion.config.schema_peft import ChatConfig
 from sm_diffusion.data.chat.cache import as_rows
 from sm_diffusion.data.chat.collate import ChatSample
-from sm_diffusion.data.chat.rows import PackedRows, PaddedRows, first_fit, longest_row, places
+from sm_diffusion.data.chat.rows import PackedRows, PaddedRows, longest_row, places
 from sm_diffusion.denoisers.dit.model import DiT, DiTShape
 from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
 from sm_diffusion.diffusion import mixing, packed
@@ -165,13 +161,6 @@ def test_rows_of_different_batches_share_no_random_number() -> None:
     assert set(clash[0]) & set(clash[1])
 
 
-def test_first_fit_fills_rows() -> None:
-    lengths = [8, 96, 40, 16, 56, 24]
-    rows = first_fit(lengths, 96)
-    assert sorted(number for row in rows for number in row) == list(range(6))
-    assert [sum(lengths[number] for number in row) for row in rows] == [96, 96, 48]
-
-
 def test_positions_of_packed_rows() -> None:
     places_PQ = torch.tensor([[4, 5, 6, 0, 1, -1], [8, 9, 10, 11, -1, -1]])
     segments_PQ = packed.segments(places_PQ, 4)
@@ -186,20 +175,3 @@ def test_a_network_that_cannot_take_packed_rows_says_so() -> None:
     ids_BL = torch.ones(1, 4, dtype=torch.int64)
     with pytest.raises(UserError, match=r"takes no packed rows: set data\.packing=none"):
         dit(ids_BL, Logits(), mixing=mixing.linear, attention_mask_BL=ids_BL)
-
-
-def test_settings_are_checked() -> None:
-    overrides = ["data=python_chat", "model=qwen2_tiny", "objective=sft", "data.packing=block_diagonal"]
-    config = compose_config("train", overrides)
-    assert list(hf_problems(config)) == []
-    data, network_settings = config.data, config.model
-    assert isinstance(data, ChatConfig)
-    for packing, packed_length, model, words in (
-        ("flash", None, network_settings, "data.packing=flash: unknown; choose one of none, block_diagonal"),
-        ("none", 512, network_settings, "data.packed_length=512: no rows are packed; set data.packing=block_diagonal"),
-        ("block_diagonal", 256, network_settings, "data.packed_length=256: one sample may take 312 tokens; set at"),
-        ("block_diagonal", None, DiTConfig(name="dit"), "data.packing=block_diagonal: model=dit takes no"),
-    ):
-        data.packing, data.packed_length, config.model = packing, packed_length, model
-        (problem,) = hf_problems(config)
-        assert problem.startswith(words)

@@ -1,4 +1,4 @@
-"""results.json: written whole or not at all, read back with every number."""
+"""results.json: written whole or not at all, read back with every number; the code version it names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 
 from sm_diffusion.evaluation import results
 from sm_diffusion.evaluation.results import read_results
-from sm_diffusion.evaluation.spread import Spread, paired_difference, spread
 from sm_diffusion.files import write_json
 from sm_diffusion.types import UserError
 
@@ -41,22 +40,6 @@ def test_broken_results_name_the_file(tmp_path: Path, text: str, words: str) -> 
     with pytest.raises(UserError, match=words) as error:
         read_results(path)
     assert str(path) in str(error.value)
-
-
-def test_spread() -> None:
-    assert spread([2.0]) == Spread(2.0, None, 1)
-    assert spread([1.0, 3.0]) == Spread(2.0, math.sqrt(2), 2)
-    bad = spread([1.0, math.nan])
-    assert math.isnan(bad.mean)
-    assert bad.std is not None
-    assert math.isnan(bad.std)
-    with pytest.raises(ValueError, match="no values"):
-        spread([])
-
-
-def test_differences_are_paired_by_seed() -> None:
-    assert paired_difference({1: 10.0, 2: 20.0, 5: 0.0}, {1: 9.0, 2: 19.0, 3: 7.0}) == Spread(1.0, 0.0, 2)
-    assert paired_difference({1: 10.0}, {2: 9.0}) is None
 
 
 def test_environment_is_json_and_names_no_host(tmp_path: Path) -> None:

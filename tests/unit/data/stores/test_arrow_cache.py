@@ -1,12 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,25 +11,11 @@ from datasets.arrow_writer import ArrowWriter
 
 from sm_diffusion.data.corpora.base import Document, TextFiles
 from sm_diffusion.data.stores import arrow_cache as prepare
-from sm_diffusion.data.stores.arrow_cache import TokenCache, prepare_tokens
+from sm_diffusion.data.stores.arrow_cache import prepare_tokens
 from sm_diffusion.data.stores.cache import Progress, build_once
 from sm_diffusion.data.tokenizers.base import ByteTokenizer, CharTokenizer
 from sm_diffusion.types import UserError
-from tests.helpers.data import MemorySource, one_line, tiny_source
-
-
-def prepared(cache_dir: Path, *, source: MemorySource | None = None, length: int = 8) -> TokenCache:
-    return prepare_tokens(source=source or tiny_source(), tokenizer=ByteTokenizer(), length=length, cache_dir=cache_dir)
-
-
-def everything(cache: TokenCache) -> tuple[list[list[int]], list[list[int]]]:
-    train, validation = (table.rows(range(len(table))).tolist() for table in (cache.train, cache.validation))
-    return train, validation
-
-
-def folder_of(cache_dir: Path) -> Path:
-    (folder,) = (path for path in cache_dir.iterdir() if path.is_dir())
-    return folder
+from tests.helpers.data import MemorySource, everything, folder_of, one_line, prepared, tiny_source
 
 
 def test_content_and_counts(tmp_path: Path) -> None:
@@ -126,67 +107,6 @@ def test_damaged_cache_is_rebuilt(tmp_path: Path, damage: Callable[[Path], objec
         again = prepared(tmp_path)
     assert everything(again) == first
     assert folder_of(tmp_path) == folder, "nothing is left beside the cache"
-
-
-WORKER = """
-import sys
-from pathlib import Path
-from sm_diffusion.data.stores.arrow_cache import prepare_tokens
-from sm_diffusion.data.tokenizers.base import ByteTokenizer
-from tests.helpers.data import GatedSource, tiny_source
-root = Path(sys.argv[1])
-(root / f"started.{sys.argv[2]}").touch()
-source = GatedSource(tiny_source(), builds=root / "builds", gate=root / "gate")
-cache = prepare_tokens(source=source, tokenizer=ByteTokenizer(), length=8, cache_dir=root / "cache")
-print(len(cache.train), cache.meta.key)
-"""
-
-
-def start_worker(root: Path, name: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join(sys.path)
-    return subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(root), name],
-        env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(path: Path, *processes: subprocess.Popen[str]) -> None:
-    while not path.exists():
-        for process in processes:
-            assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-
-
-@pytest.mark.distributed
-def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
-    workers = [start_worker(tmp_path, name) for name in "ab"]
-    wait_for(tmp_path / "builds", *workers)
-    for name in "ab":
-        wait_for(tmp_path / f"started.{name}", *workers)
-    (tmp_path / "gate").touch()
-    outputs = [worker.communicate()[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0]
-    assert outputs[0] == outputs[1] != ""
-    assert len((tmp_path / "builds").read_text().splitlines()) == 1
-    assert everything(prepared(tmp_path / "cache")) == everything(prepared(tmp_path / "alone"))
-
-
-@pytest.mark.distributed
-def test_a_killed_build_neither_blocks_nor_leaves_anything(tmp_path: Path) -> None:
-    worker = start_worker(tmp_path, "a")
-    wait_for(tmp_path / "builds", worker)
-    assert not (tmp_path / "gate").exists(), "still in the middle of the build"
-    worker.send_signal(signal.SIGKILL)
-    worker.communicate()
-    left = [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()]
-    assert len(left) == 1
-    assert left[0].startswith(".tokens-")
-    cache = prepared(tmp_path / "cache")
-    assert everything(cache) == everything(prepared(tmp_path / "alone"))
-    assert folder_of(tmp_path / "cache").name == f"tokens-{cache.meta.key}"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -15,7 +15,7 @@ from sm_diffusion.diffusion.omegas import Omegas
 from sm_diffusion.diffusion.soft_mask import confidence
 from sm_diffusion.reproduction import experiment as experiments
 from sm_diffusion.reproduction import run_logs
-from sm_diffusion.reproduction.collected import Collected, Row
+from sm_diffusion.reproduction.collected import Row
 from sm_diffusion.reproduction.report import figures, plots
 from sm_diffusion.reproduction.report import points as plot_points
 from sm_diffusion.types import UserError
@@ -170,42 +170,6 @@ def test_an_unwritable_place_is_one_line(tmp_path: Path) -> None:
         figures.point_plot(points, figures.Axis("x"), figures.Axis("y"), tmp_path / "file" / "x.png")
     with pytest.raises(UserError, match=r"x\.gif: no such format; choose one of png, pdf, svg"):
         figures.point_plot(points, figures.Axis("x"), figures.Axis("y"), tmp_path / "x.gif")
-
-
-def collected(*rows: tuple[str, dict[str, float], int]) -> Collected:
-    """(name, metrics, the sampler's steps); two seeds each, the second with metrics doubled."""
-    made = []
-    for name, metrics, steps in rows:
-        runs = {
-            seed: {
-                "metrics": {key: value if "nfe" in key else seed * value for key, value in metrics.items()},
-                "config": {"sampler": {"num_steps": steps}},
-            }
-            for seed in (1, 2)
-        }
-        made.append(Row(name, runs))
-    return Collected(made)
-
-
-def test_points_of_evaluations() -> None:
-    found = collected(
-        ("sm_nfe64", {"humaneval/pass@1": 0.2, "humaneval/nfe": 65.0, "humaneval/tokens_per_second": 10.0}, 64),
-        ("sm_nfe128", {"humaneval/pass@1": 0.4, "gen/ppl": math.nan, "gen/entropy": 2.0}, 128),
-        ("binary_1_2", {"gen/ppl": 20.0, "gen/entropy": 4.0}, 8),
-        ("hot", {"gen/ppl@0.5": 10.0, "gen/entropy@0.5": 3.0, "gen/ppl@1": 40.0, "gen/entropy@1": 5.0}, 8),
-    )
-    assert plot_points.accuracy_metrics(found) == ["humaneval/pass@1"]
-    lines = plot_points.accuracy_over_nfe(found, "humaneval/pass@1")
-    assert list(lines) == ["sm"]
-    assert [(point.x, round(point.y, 6)) for point in lines["sm"]] == [(65.0, 0.3), (128.0, 0.6)]
-    assert lines["sm"][0].y_std == pytest.approx(0.2 / math.sqrt(2))
-    border = plot_points.frontier(found)
-    assert list(border) == ["binary", "hot"]  # NaN is no point
-    assert [point.note for point in border["hot"]] == ["T = 0.5", "T = 1"]
-    assert border["binary"][0][:2] == (6.0, 30.0)
-    fast, x, y = plot_points.throughput(found)
-    assert (x, y) == ("humaneval/tokens_per_second", "humaneval/pass@1")
-    assert fast["sm"][0][:2] == (15.0, pytest.approx(0.3))
 
 
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
