@@ -14,7 +14,7 @@ from sm_diffusion.app.build import EVALUATION_SEED
 from sm_diffusion.app.build_data import build_source
 from sm_diffusion.app.console import is_first_rank, say
 from sm_diffusion.app.model import Model
-from sm_diffusion.app.trainer import accelerator_of, precision_of
+from sm_diffusion.app.strategy import accelerator_of, evaluation_strategy, precision_of
 from sm_diffusion.config.compose import compose_config
 from sm_diffusion.config.nodes import plain
 from sm_diffusion.config.root import EvalConfig
@@ -28,7 +28,7 @@ from sm_diffusion.evaluation.generation.reader import CausalJudge, load_judge
 from sm_diffusion.evaluation.generation.samples import GenerationCache, cache_folder
 from sm_diffusion.evaluation.zero_shot import PackedText, ZeroShotEvaluator, pack
 from sm_diffusion.paths import CONF
-from sm_diffusion.training.callbacks.training_log import ValidationMetrics
+from sm_diffusion.training.callbacks.validation import ValidationMetrics
 from sm_diffusion.training.module import DiffusionModule
 from sm_diffusion.types import UserError
 
@@ -221,6 +221,7 @@ def _source_meter(evaluated: Evaluated, max_sequences: int | None) -> Callable[[
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=1,
+        strategy=evaluation_strategy(accelerator, devices=1),
         precision=precision_of(config.precision, accelerator),  # type: ignore[arg-type]
         callbacks=[metrics],
         logger=False,

@@ -16,7 +16,7 @@ from sm_diffusion.app.build_scores import evaluate_scores
 from sm_diffusion.app.console import is_first_rank, quiet_libraries, say
 from sm_diffusion.app.model import Model
 from sm_diffusion.app.open_model import Given, open_model
-from sm_diffusion.app.trainer import accelerator_of, precision_of
+from sm_diffusion.app.strategy import accelerator_of, evaluation_strategy, precision_of
 from sm_diffusion.app.validate import validate_eval
 from sm_diffusion.config.nodes import plain
 from sm_diffusion.config.root import EvalConfig
@@ -29,7 +29,7 @@ from sm_diffusion.evaluation.base import EvalContext, EvalResult, Evaluator
 from sm_diffusion.evaluation.perplexity import PerplexityEvaluator
 from sm_diffusion.evaluation.results import environment
 from sm_diffusion.files import write_json
-from sm_diffusion.training.callbacks.training_log import ValidationMetrics
+from sm_diffusion.training.callbacks.validation import ValidationMetrics
 from sm_diffusion.training.module import DiffusionModule
 from sm_diffusion.types import UserError
 
@@ -123,6 +123,7 @@ def _nll_meter(
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=config.devices,
+        strategy=evaluation_strategy(accelerator, devices=config.devices),
         precision=precision_of(config.precision, accelerator),  # type: ignore[arg-type]
         callbacks=[metrics],
         logger=False,

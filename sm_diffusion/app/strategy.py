@@ -11,7 +11,8 @@ from lightning.pytorch.strategies import Strategy
 
 from sm_diffusion.config.root import TrainConfig
 from sm_diffusion.training.checkpoints.writer import Writer
-from sm_diffusion.training.strategies.base import ReplicatedStrategy, ShardedStrategy
+from sm_diffusion.training.strategies.fsdp import ShardedStrategy
+from sm_diffusion.training.strategies.replicated import ReplicatedStrategy, SingleProcessStrategy
 from sm_diffusion.training.strategies.sharding import ShardSettings
 from sm_diffusion.training.strategies.zero import ZeroStrategy
 from sm_diffusion.training.watchdog.watchdog import group_timeout
@@ -29,11 +30,21 @@ def precision_of(name: str, accelerator: str) -> str:
     return ("bf16-mixed" if accelerator == "cuda" else "32-true") if name == "auto" else name
 
 
-def build_strategy(config: TrainConfig, writer: Writer) -> Strategy | str:
+def single_process(accelerator: str) -> Strategy:
+    """One process on the machine's CPU or first GPU. accelerator: cpu or cuda."""
+    return SingleProcessStrategy(torch.device("cpu") if accelerator == "cpu" else torch.device(accelerator, 0))
+
+
+def evaluation_strategy(accelerator: str, *, devices: int) -> Strategy:
+    """Where an evaluation needs the trainer's loop: whole parameters on every device."""
+    return single_process(accelerator) if devices == 1 else ReplicatedStrategy()
+
+
+def build_strategy(config: TrainConfig, writer: Writer) -> Strategy:
     """The strategy named by the configuration. UserError when its package is not installed."""
     match config.strategy.name:
         case "single":
-            return "auto"
+            return single_process(accelerator_of(config.trainer.accelerator))
         case "ddp":
             return _ddp(config)
         case "fsdp":

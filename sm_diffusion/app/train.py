@@ -72,11 +72,11 @@ def train(config: TrainConfig, *, draw: Callable[[Path], object] | None = None) 
         built.trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
         results = _finish(config, built, module, datamodule, draw)
     except BaseException as error:
-        instead = built.watchdog.close(error)
+        instead = built.watchers.watchdog.close(error)
         if instead is None:
             raise
         raise instead from None
-    built.watchdog.close()
+    built.watchers.watchdog.close()
     return results
 
 
@@ -152,18 +152,18 @@ def _finish(
 ) -> dict[str, Any]:
     trainer, folder = built.trainer, Path(config.output_dir)
     last = folder / "checkpoints" / "last.ckpt"
-    omegas = built.final.complete(trainer, module)
-    if built.metrics.latest_step != trainer.global_step:
+    omegas = built.watchers.final.complete(trainer, module)
+    if built.watchers.metrics.latest_step != trainer.global_step:
         trainer.validate(module, datamodule=datamodule, verbose=False)
     if isinstance(module.predictor, SoftMaskPredictor):
         module.validation_feedback = False
         trainer.validate(module, datamodule=datamodule, verbose=False)
         module.validation_feedback = True
-    metrics = built.metrics.latest
+    metrics = built.watchers.metrics.latest
     results = {
         "name": config.name,
         "metrics": metrics,
-        "compute": built.meter.summary(),
+        "compute": built.watchers.budget.summary(),
         "omegas": {k.replace("/", "_"): v for k, v in omegas.items()} or None,
         "seed": config.seed,
         "weights": "ema" if config.callbacks.ema.enabled else "raw",

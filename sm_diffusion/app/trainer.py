@@ -14,28 +14,22 @@ from sm_diffusion.app.strategy import build_strategy
 from sm_diffusion.app.strategy import precision_of as precision_of
 from sm_diffusion.config.nodes import plain
 from sm_diffusion.config.root import TrainConfig
+from sm_diffusion.training.callbacks.averaging import EMACallback
+from sm_diffusion.training.callbacks.compute_budget import ComputeBudget
 from sm_diffusion.training.callbacks.final_checkpoint import FinalState
+from sm_diffusion.training.callbacks.nonfinite import NonFiniteGuard
 from sm_diffusion.training.callbacks.preemption import Preemption
 from sm_diffusion.training.callbacks.profiling import Profile
 from sm_diffusion.training.callbacks.progress import ProgressLine
 from sm_diffusion.training.callbacks.settings import CheckpointSettings, RunContext
-from sm_diffusion.training.callbacks.training_log import ComputeMeter, EMACallback, NonFiniteGuard, ValidationMetrics
+from sm_diffusion.training.callbacks.training_log import TrainingLog
+from sm_diffusion.training.callbacks.validation import ValidationMetrics
 from sm_diffusion.training.checkpoints.writer import Writer
-from sm_diffusion.training.strategies.base import SafeCheckpointIO
+from sm_diffusion.training.strategies.saving import SafeCheckpointIO
 from sm_diffusion.training.trainer_settings import SKIPPED_STEPS, TRACED_STEPS
 from sm_diffusion.training.watchdog.watchdog import Watchdog
 
 HEARTBEAT = "heartbeat"  # folder of a run, while it runs
-
-
-class Built(NamedTuple):
-    """The trainer and the callbacks whose results the run reports."""
-
-    trainer: L.Trainer
-    meter: ComputeMeter
-    metrics: ValidationMetrics
-    watchdog: Watchdog
-    final: FinalState
 
 
 def build_checkpoints(settings: CheckpointSettings, folder: Path) -> list[Callback]:
@@ -62,6 +56,60 @@ def build_checkpoints(settings: CheckpointSettings, folder: Path) -> list[Callba
     return callbacks
 
 
+class Watchers(NamedTuple):
+    """The callbacks of a run: all, and those that its results are read from."""
+
+    every: list[Callback]
+    budget: ComputeBudget
+    metrics: ValidationMetrics
+    watchdog: Watchdog
+    final: FinalState
+
+
+def build_callbacks(config: TrainConfig, context: RunContext, writer: Writer, *, bytes_per_token: float) -> Watchers:
+    """Everything that happens beside the steps, in the order in which Lightning calls it."""
+    settings, wanted = config.trainer, config.callbacks
+    checkpoints = context.folder / "checkpoints"
+    last = checkpoints / "last.ckpt"
+    budget = ComputeBudget(
+        global_batch_sequences=config.data.global_batch_sequences,
+        length=config.data.length,
+        max_flops=settings.max_flops,
+    )
+    log = TrainingLog(budget=budget, log_every_steps=settings.log_every_steps)
+    metrics = ValidationMetrics(bytes_per_token=bytes_per_token)
+    final = FinalState(checkpoint=last, writer=writer)
+    watchdog = Watchdog(
+        folder=context.folder / HEARTBEAT, checkpoint=last, timeout_seconds=config.strategy.timeout_seconds
+    )
+    every: list[Callback] = [
+        *([EMACallback(decay=wanted.ema.decay, scope=wanted.ema.scope)] if wanted.ema.enabled else []),
+        watchdog,
+        NonFiniteGuard(checkpoint_dir=checkpoints, check_every_steps=settings.log_every_steps),
+        budget,
+        log,
+        metrics,
+        ProgressLine(name=config.name, training_log=log, metrics=metrics, every_seconds=wanted.progress_seconds),
+    ]
+    if settings.profile:
+        profile = context.folder / "profile"
+        every.append(Profile(folder=profile, skipped_steps=SKIPPED_STEPS, traced_steps=TRACED_STEPS))
+    every += [
+        Preemption(checkpoint=last, writer=writer),
+        final,
+        *build_checkpoints(wanted.checkpoint, checkpoints),
+        *(extra.build(context) for extra in wanted.extra.values()),
+    ]
+    return Watchers(every, budget, metrics, watchdog, final)
+
+
+class Built(NamedTuple):
+    """The trainer and its callbacks."""
+
+    trainer: L.Trainer
+    watchers: Watchers
+
+
 def build_trainer(config: TrainConfig, *, bytes_per_token: float) -> Built:
     """A trainer whose global batch is `data.global_batch_sequences` on any number of processes."""
     folder, settings = Path(config.output_dir), config.trainer
@@ -70,40 +118,8 @@ def build_trainer(config: TrainConfig, *, bytes_per_token: float) -> Built:
     world_size = settings.devices * settings.num_nodes
     per_rank = config.data.global_batch_sequences // world_size
     accumulate = per_rank // micro_batch_sequences(config.data, world_size)
-    meter = ComputeMeter(
-        global_batch_sequences=config.data.global_batch_sequences,
-        length=config.data.length,
-        max_flops=settings.max_flops,
-        log_every_steps=settings.log_every_steps,
-    )
-    metrics = ValidationMetrics(bytes_per_token=bytes_per_token)
-    checkpoints = folder / "checkpoints"
     writer = Writer(background=config.callbacks.checkpoint.async_save)
-    final = FinalState(checkpoint=checkpoints / "last.ckpt", writer=writer)
-    watchdog = Watchdog(
-        folder=folder / HEARTBEAT,
-        checkpoint=checkpoints / "last.ckpt",
-        timeout_seconds=config.strategy.timeout_seconds,
-    )
-    callbacks: list[Callback] = [
-        watchdog,
-        NonFiniteGuard(checkpoint_dir=checkpoints, check_every_steps=settings.log_every_steps),
-        meter,
-        metrics,
-        ProgressLine(
-            name=config.name, meter=meter, metrics=metrics, every_seconds=config.callbacks.progress_seconds
-        ),
-    ]
-    if config.callbacks.ema.enabled:
-        callbacks.insert(0, EMACallback(decay=config.callbacks.ema.decay, scope=config.callbacks.ema.scope))
-    if settings.profile:
-        callbacks.append(Profile(folder=folder / "profile", skipped_steps=SKIPPED_STEPS, traced_steps=TRACED_STEPS))
-    callbacks += [
-        Preemption(checkpoint=checkpoints / "last.ckpt", writer=writer),
-        final,
-        *build_checkpoints(config.callbacks.checkpoint, checkpoints),
-        *(settings.build(context) for settings in config.callbacks.extra.values()),
-    ]
+    watchers = build_callbacks(config, context, writer, bytes_per_token=bytes_per_token)
     trainer = L.Trainer(
         accelerator=accelerator,
         devices=settings.devices,
@@ -120,11 +136,11 @@ def build_trainer(config: TrainConfig, *, bytes_per_token: float) -> Built:
         log_every_n_steps=settings.log_every_steps,
         deterministic=settings.deterministic,
         logger=config.logger.build(context),
-        callbacks=callbacks,
+        callbacks=watchers.every,
         plugins=[SafeCheckpointIO(writer)] if config.strategy.name in ("single", "ddp") else None,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=folder,
     )
-    return Built(trainer, meter, metrics, watchdog, final)
+    return Built(trainer, watchers)

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sm_diffusion.diffusion import omegas
 from sm_diffusion.diffusion.contracts import Mixing, Readout
+from sm_diffusion.diffusion.metrics import record
 from sm_diffusion.diffusion.readouts.base import KeepLogits, Summarize
 from sm_diffusion.registry import choice, find, register
 from sm_diffusion.types import DenseMixture, LogitsMemory, Memory, TokenMixture
@@ -123,6 +124,8 @@ class SoftMask(SoftMaskBase):
         """
         soft_BL = (ids_BL == mask_id) & (memory.probs_BLK[..., 0] > 0)
         lambda_BL = torch.where(soft_BL, self.confidence(memory.neg_entropy_BL, strength), 0.0)
+        record("train/entropy", -memory.neg_entropy_BL, where=soft_BL)
+        record("train/lambda", lambda_BL, where=soft_BL)
         ids_BLK = torch.where(soft_BL[..., None], memory.ids_BLK, 0)
         weights_BLK = lambda_BL[..., None] * memory.probs_BLK
         return TokenMixture(
@@ -161,6 +164,8 @@ class FullVocabularySoftMask(SoftMaskBase):
         # Recomputed in the backward pass: the log-softmax of (N, V) is not kept.
         neg_entropy_N = checkpoint(negative_entropy, logits_NV, use_reentrant=False)
         lambda_N = torch.where(soft_N, self.confidence(neg_entropy_N, strength), 0.0)
+        record("train/entropy", -neg_entropy_N, where=soft_N)
+        record("train/lambda", lambda_N, where=soft_N)
         return DenseMixture(ids_BL, memory.positions_N, lambda_N, logits_NV)
 
 

@@ -11,14 +11,12 @@ import lightning as L
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from sm_diffusion.diffusion.metrics import Recorder, recording
 from sm_diffusion.diffusion.objective import Objective
 from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.training import rng
 from sm_diffusion.training.optim import OptimSettings
-from sm_diffusion.training.strategies.base import ShardedStrategy
-from sm_diffusion.training.strategies.sharding import reshard, whole
-from sm_diffusion.training.strategies.zero import ZeroStrategy
-from sm_diffusion.training.strategies.zero_shards import gathered
+from sm_diffusion.training.strategies.base import TrainingStrategy, training_strategy
 from sm_diffusion.types import Batch, Draws, LossOutput, UserError
 
 
@@ -59,6 +57,7 @@ class DiffusionModule(L.LightningModule, ABC):
         self.num_steps = num_steps
         self.noise = noise
         self.provenance = dict(provenance)
+        self.recorder = Recorder()
         # Validation spends two passes wherever there is a memory to be made; an evaluator may ask for one.
         self.validation_feedback = True
 
@@ -72,23 +71,18 @@ class DiffusionModule(L.LightningModule, ABC):
 
     def scalar_values(self) -> dict[str, float]:
         """`scalars` as numbers. All ranks must call it: sharded omegas are gathered."""
-        self.give_up_gathered()
+        self.spread.release_gathered()
         omegas = [weight for name, weight in self.predictor.named_parameters() if name.startswith("soft_mask.")]
-        with gathered(omegas):
-            return {name: float(whole(value.detach())) for name, value in self.scalars().items()}
+        with self.spread.gathered(omegas):
+            return {name: float(self.spread.whole(value.detach())) for name, value in self.scalars().items()}
 
-    def give_up_gathered(self) -> None:
-        """Shards only, from here on: what a forward without backward left gathered would go stale."""
-        strategy = self.trainer.strategy
-        if isinstance(strategy, ZeroStrategy):
-            strategy.reshard()
-        else:
-            reshard(self)
+    @property
+    def spread(self) -> TrainingStrategy:
+        """How this module's steps are spread over processes."""
+        return training_strategy(self.trainer.strategy)
 
     def configure_model(self) -> None:
-        strategy = self.trainer.strategy
-        if isinstance(strategy, ShardedStrategy):
-            strategy.shard(self.predictor)
+        self.spread.adopt(self)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> tuple[Batch, Draws]:
         """Draw this batch's random numbers while its row indices are still on the CPU."""
@@ -120,10 +114,10 @@ class DiffusionModule(L.LightningModule, ABC):
             rank=self.global_rank,
         )
         feedback = self.spends_feedback()
-        out = self.objective(self.predictor, *batch, feedback=feedback)
-        strategy = self.trainer.strategy
-        loss = strategy.with_omegas(out.loss) if isinstance(strategy, ZeroStrategy) and not feedback else out.loss
-        return {"loss": loss, "nll_sum": out.nll_sum, "num_tokens": out.num_tokens, "num_passes": out.num_passes}
+        with recording(self.recorder):
+            out = self.objective(self.predictor, *batch, feedback=feedback)
+        self.recorder.record_sum("train/loss", out.nll_sum, out.num_tokens)
+        return {"loss": self.spread.complete_loss(out.loss, feedback=feedback), "num_passes": out.num_passes}
 
     def spends_feedback(self) -> bool:
         """Whether the current optimizer step spends the first pass; equal on all ranks."""
@@ -151,9 +145,10 @@ class DiffusionModule(L.LightningModule, ABC):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         # Under bf16-mixed Lightning refuses to clip with a fused optimiser, for a loss scale that bf16 does not have.
-        if gradient_clip_val:
-            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-            torch.nn.utils.clip_grad_norm_(weights, gradient_clip_val)
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        norm = self.spread.clip_gradients(weights, gradient_clip_val or None)
+        if norm is not None:
+            self.recorder.record("train/grad_norm", norm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["sm_diffusion"] = self.provenance

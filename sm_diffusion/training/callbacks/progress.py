@@ -9,7 +9,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from sm_diffusion.training.callbacks.training_log import ComputeMeter, ValidationMetrics
+from sm_diffusion.training.callbacks.training_log import TrainingLog
+from sm_diffusion.training.callbacks.validation import ValidationMetrics
 from sm_diffusion.training.module import DiffusionModule
 
 
@@ -26,9 +27,12 @@ class ProgressLine(Callback):
     every_seconds: between lines where the output is no terminal; on a terminal the line is rewritten twice a second.
     """
 
-    def __init__(self, *, name: str, meter: ComputeMeter, metrics: ValidationMetrics, every_seconds: float) -> None:
+    def __init__(
+        self, *, name: str, training_log: TrainingLog, metrics: ValidationMetrics, every_seconds: float
+    ) -> None:
         self.name = name
-        self.meter = meter
+        self.training_log = training_log
+        self.budget = training_log.budget
         self.metrics = metrics
         self.terminal = sys.stderr.isatty()
         self.every_seconds = 0.5 if self.terminal else every_seconds
@@ -57,21 +61,21 @@ class ProgressLine(Callback):
         steps, spent = trainer.global_step - self._start[0], now - self._start[1]
         rate = steps / max(spent, 1e-9)
         left = (trainer.max_steps - trainer.global_step) / rate if rate else 0.0
-        if self.meter.max_flops is not None and self.meter.flops:
-            share = self.meter.flops / self.meter.max_flops
-            total = self.meter.steps / share if share else trainer.max_steps
+        if self.budget.max_flops is not None and self.budget.flops:
+            share = self.budget.flops / self.budget.max_flops
+            total = self.budget.steps / share if share else trainer.max_steps
             left = min(left, (total - trainer.global_step) / rate if rate else 0.0)
-        loss = self.meter.interval.get("train/loss", float(outputs["loss"]) * trainer.accumulate_grad_batches)
+        loss = self.training_log.latest.get("train/loss", float(outputs["loss"]) * trainer.accumulate_grad_batches)
         parts = [
             f"{self.name}: step {trainer.global_step:,}/{trainer.max_steps:,}",
-            f"{rate * self.meter.tokens_per_step:,.0f} tok/s",
+            f"{rate * self.budget.tokens_per_step:,.0f} tok/s",
             f"{duration(left)} left",
             f"loss {loss:.3f}",
         ]
         if self.metrics.latest:
             parts.append(f"val ppl {self.metrics.latest['val/ppl']:.3f}")
         # As last logged: sharded omegas cannot be read on one rank alone.
-        scalars = [f"{value:.3g}" for name, value in self.meter.interval.items() if name.startswith("omega/")]
+        scalars = [f"{value:.3g}" for name, value in self.training_log.latest.items() if name.startswith("omega/")]
         if scalars:
             parts.append("omega " + " ".join(scalars))
         return "  ".join(parts)

@@ -1,193 +1,78 @@
-"""Lightning strategies as this project needs them: FSDP2 with checkpoints that fit every other strategy."""
+"""What training asks of a strategy, beside what Lightning asks of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
 
-import torch
-import torch.distributed as dist
-from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, ParallelStrategy
-from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor, nn
 
+from sm_diffusion.diffusion.metrics import Recorder
 from sm_diffusion.diffusion.predictor import Predictor
-from sm_diffusion.training.callbacks.preemption import stop_all
-from sm_diffusion.training.checkpoints import store as ckpt_store
-from sm_diffusion.training.checkpoints.gather import gathered, snapshot
-from sm_diffusion.training.checkpoints.writer import Writer
-from sm_diffusion.training.strategies.sharding import (
-    ShardSettings,
-    check_shapes,
-    place_model_state,
-    place_optimizer_state,
-    reshard,
-    shard_predictor,
-)
 from sm_diffusion.types import UserError
 
-_EMA_KEY = "callbacks.EMACallback.shadow."
+
+class Trained(Protocol):
+    """What a strategy may know of the module it trains."""
+
+    predictor: Predictor
+    recorder: Recorder
+
+    def spends_feedback(self) -> bool:
+        """Whether the current optimizer step spends the first pass; equal on all ranks."""
 
 
-class SafeCheckpointIO(CheckpointIO):
-    """Checkpoint files of unsharded strategies: written atomically; shards of other runs are read, too."""
+class TrainingStrategy(ABC):
+    """How a step is spread over processes: where parameters lie, what a gradient's norm is, how shards are read.
 
-    def __init__(self, writer: Writer) -> None:
-        self.writer = writer
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        tree = snapshot(checkpoint) if self.writer.background else checkpoint
-        self.writer.save(lambda: ckpt_store.write_file(tree, Path(path)))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        tree: dict[str, Any] = ckpt_store.read(Path(path))
-        return tree
-
-    def remove_checkpoint(self, path: Any) -> None:
-        self.writer.after(lambda: ckpt_store.remove(Path(path)))
-
-
-def save_on_first_rank(strategy: ParallelStrategy, save: Callable[[], None]) -> None:
-    """Run `save` on rank 0; when the disk does not take it, all ranks end together."""
-    problem = None
-    if strategy.is_global_zero:
-        try:
-            save()
-        except UserError as error:
-            problem = str(error)
-    problem = strategy.broadcast(problem)
-    if problem is not None:
-        stop_all(problem, rank=strategy.global_rank)
-
-
-class ReplicatedStrategy(DDPStrategy):
-    """DDP whose failed saves end all ranks with one message."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        save_on_first_rank(self, lambda: self.checkpoint_io.save_checkpoint(checkpoint, filepath))
-
-
-class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over all processes. Its checkpoints are the trees of every other strategy, with shards as leaves.
-
-    layout: "consolidated" (one file, gathered on rank 0) or "sharded" (a folder, every rank writes its part).
+    Every implementation is also a Lightning strategy, which steps, reduces and saves.
     """
 
-    def __init__(self, *, settings: ShardSettings, layout: str, writer: Writer, **options: Any) -> None:
-        super().__init__(tensor_parallel_size=1, **options)
-        self.writer = writer
-        self._writing_group: dist.ProcessGroup | None = None
-        self.settings = settings
-        self.layout = layout
-        self._source = ""
+    @abstractmethod
+    def adopt(self, trained: Trained) -> None:
+        """Take over what is trained, once the process group exists; shards its parameters where that is the way.
 
-    def shard(self, predictor: Predictor) -> None:
-        """Called by the module's `configure_model`, once the process group exists."""
-        shard_predictor(predictor, self.device_mesh["data_parallel"], self.settings)
+        It is called before every fit and every validation: a second call changes nothing.
+        """
 
-    def model_to_device(self) -> None:
-        if not self.settings.cpu_offload:
-            super().model_to_device()
+    @abstractmethod
+    def complete_loss(self, loss: Tensor, *, feedback: bool) -> Tensor:
+        """The loss to differentiate; equal in value. feedback: whether the omegas take part in this step."""
 
-    @contextmanager
-    def block_backward_sync(self) -> Iterator[None]:
-        """Micro-batches before the last of a step keep their gradients; Lightning by itself does so for DDP only."""
-        assert self.model is not None
-        units = [unit for unit in self.model.modules() if isinstance(unit, FSDPModule)]
-        units = units if self.settings.hold_gradients else []
-        for unit in units:
-            unit.set_requires_gradient_sync(False, recurse=False)
-        try:
-            yield
-        finally:
-            for unit in units:
-                unit.set_requires_gradient_sync(True, recurse=False)
+    @abstractmethod
+    def clip_gradients(self, weights: Sequence[nn.Parameter], max_norm: float | None) -> Tensor | None:
+        """Scale the gradients so that their 2-norm over all parameters is at most `max_norm`.
 
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        return True
+        Args:
+            weights: the parameters; those without gradient are left out.
+            max_norm: > 0; None: nothing is scaled.
 
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        assert self.lightning_module is not None
-        reshard(self.lightning_module)
-        return self.lightning_module.state_dict()
+        Returns:
+            The norm before, a scalar on its device, equal on all ranks. Nothing waits for it. None: the strategy's
+            own step clips, and records the norm.
+        """
 
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        return optimizer.state_dict()
+    @abstractmethod
+    def release_gathered(self) -> None:
+        """Shards only, from here on: what a forward without backward left gathered would go stale."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        path = Path(self.broadcast(str(filepath)))
-        if self.layout == "sharded":
-            self._save_shards(checkpoint, path)
-            return
-        tree = gathered(checkpoint, keep=self.is_global_zero)
-        save_on_first_rank(self, lambda: self.writer.save(lambda: ckpt_store.write_file(tree, path)))
+    @abstractmethod
+    def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+        """Inside the context these parameters may be computed with outside of a forward pass. A collective."""
 
-    def _save_shards(self, checkpoint: dict[str, Any], path: Path) -> None:
-        tree = checkpoint
-        if self.writer.background:
-            tree = snapshot(checkpoint)
-            if self._writing_group is None:  # the thread's collectives must not mix with those of training
-                self._writing_group = dist.new_group(backend="gloo")
-        try:
-            self.writer.save(
-                lambda: ckpt_store.write_folder(tree, path, rank=self.global_rank, group=self._writing_group)
-            )
-        except UserError as error:  # raised on all ranks
-            stop_all(str(error), rank=self.global_rank)
+    @abstractmethod
+    def whole(self, tensor: Tensor) -> Tensor:
+        """The full tensor of what was computed from gathered parameters. A collective."""
 
-    def remove_checkpoint(self, filepath: Any) -> None:
-        if self.is_global_zero:
-            self.writer.after(lambda: ckpt_store.remove(Path(filepath)))
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        path = Path(self.broadcast(str(checkpoint_path)))
-        self._source = str(path)
-        target = self._target(path) if path.is_dir() else None
-        tree: dict[str, Any] = ckpt_store.read(path, target=target, mmap=True)
-        return tree
-
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        module = self.lightning_module
-        assert module is not None
-        module.load_state_dict(place_model_state(module, checkpoint["state_dict"], source=self._source))
-
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            optimizer.load_state_dict(place_optimizer_state(optimizer, state))
-
-    def _target(self, path: Path) -> Callable[[str, ckpt_store.TensorShape], Tensor]:
-        """Where to read each stored tensor: a shard like the parameter it belongs to, so no rank reads all."""
-        module = self.lightning_module
-        assert module is not None
-        parameters: dict[str, Tensor] = dict(module.state_dict())
-        stored = ckpt_store.shapes(path)
-        check_shapes(
-            {f"state_dict.{name}": tuple(value.shape) for name, value in parameters.items()},
-            {key: entry.shape for key, entry in stored.items() if key.startswith("state_dict.")},
-            source=str(path),
+def training_strategy(strategy: Strategy) -> TrainingStrategy:
+    """The trainer's strategy, as training needs it. UserError for one of Lightning's own."""
+    if not isinstance(strategy, TrainingStrategy):
+        raise UserError(
+            f"strategy={type(strategy).__name__}: does not implement TrainingStrategy "
+            "(sm_diffusion/training/strategies/base.py); take one of sm_diffusion/training/strategies"
         )
-        ordered = [
-            [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            for optimizer in self.optimizers
-        ]
-
-        def target(key: str, entry: ckpt_store.TensorShape) -> Tensor:
-            like: Tensor | None = None
-            if key.startswith("state_dict."):
-                like = parameters[key.removeprefix("state_dict.")]
-            elif key.startswith(_EMA_KEY):
-                like = parameters.get("predictor." + key.removeprefix(_EMA_KEY))
-            elif key.startswith("optimizer_states."):
-                _, which, _, index, _ = key.split(".")
-                like = ordered[int(which)][int(index)]
-            if isinstance(like, DTensor) and tuple(like.shape) == entry.shape:
-                return torch.empty_like(like, dtype=entry.dtype)
-            return torch.empty(entry.shape, dtype=entry.dtype)
-
-        return target
+    return strategy

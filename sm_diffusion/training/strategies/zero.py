@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from sm_diffusion.training.checkpoints import store as ckpt_store
 from sm_diffusion.training.checkpoints.writer import Writer
 from sm_diffusion.training.optim import optimizer_groups
 from sm_diffusion.training.strategies import zero_shards
-from sm_diffusion.training.strategies.base import save_on_first_rank
+from sm_diffusion.training.strategies.base import Trained, TrainingStrategy
+from sm_diffusion.training.strategies.saving import save_on_first_rank
 from sm_diffusion.training.strategies.sharding import check_shapes
 
 
-class ZeroStrategy(DeepSpeedStrategy):
+class ZeroStrategy(TrainingStrategy, DeepSpeedStrategy):
     """ZeRO-1, 2 or 3 on GPUs, or on the CPU over gloo (slow: for tests).
 
     Weights stay float32 and bf16-mixed is torch's autocast, as under DDP: DeepSpeed's own bf16 mode would round the
@@ -58,6 +60,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         self.on_cpu = on_cpu
         self.writer = writer
         self._source = ""
+        self._trained: Trained | None = None
 
     # ---------------------------------------------------------------------------------------------- on a CPU, as well
 
@@ -91,10 +94,20 @@ class ZeroStrategy(DeepSpeedStrategy):
                 "enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": [],
             }
 
-    # ----------------------------------------------------------------------------------------------------- parameters
+    # ------------------------------------------------------------------------------------------------ a training step
 
-    def reshard(self) -> None:
-        """Give up every gathered weight (ZeRO-3)."""
+    def adopt(self, trained: Trained) -> None:
+        self._trained = trained  # DeepSpeed partitions its parameters when it makes its engine
+
+    def complete_loss(self, loss: torch.Tensor, *, feedback: bool) -> torch.Tensor:
+        """ZeRO-1 and 2 would keep the omegas' last gradient in a step without feedback: they get zeros."""
+        omegas = [] if feedback or self.zero_stage_3 else self._omegas()
+        return loss + 0.0 * torch.stack([weight.sum() for weight in omegas]).sum() if omegas else loss
+
+    def clip_gradients(self, weights: Sequence[nn.Parameter], max_norm: float | None) -> None:
+        """DeepSpeed clips inside its own step; `optimizer_step` records the norm."""
+
+    def release_gathered(self) -> None:
         if not self.zero_stage_3:
             return
         from deepspeed import DeepSpeedEngine
@@ -105,24 +118,25 @@ class ZeroStrategy(DeepSpeedStrategy):
             offload = held if isinstance(held, DeepSpeedZeRoOffload) else held.parameter_offload
             offload.partition_all_parameters()
 
-    def _trained(self) -> Any:
-        """The DiffusionModule (which knows this class, so that its name cannot be imported here)."""
-        assert self.lightning_module is not None
-        return self.lightning_module
+    def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+        return zero_shards.gathered(parameters)
+
+    def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    @property
+    def trained(self) -> Trained:
+        assert self._trained is not None, "adopt() comes first"
+        return self._trained
 
     def _groups(self) -> list[list[nn.Parameter]]:
-        return [group for _, group in optimizer_groups(self._trained().predictor)]
+        return [group for _, group in optimizer_groups(self.trained.predictor)]
 
     def _flats(self, optimizer: Optimizer) -> list[zero_shards.Flat]:
         return zero_shards.flats(optimizer, stage=3 if self.zero_stage_3 else 2)
 
-    def with_omegas(self, loss: torch.Tensor) -> torch.Tensor:
-        """The loss of a step without feedback. ZeRO-1 and 2 would keep the omegas' last gradient: they get zeros."""
-        omegas = [] if self.zero_stage_3 else self._omegas()
-        return loss + 0.0 * torch.stack([weight.sum() for weight in omegas]).sum() if omegas else loss
-
     def _omegas(self) -> list[nn.Parameter]:
-        return dict(optimizer_groups(self._trained().predictor)).get("omegas", [])
+        return dict(optimizer_groups(self.trained.predictor)).get("omegas", [])
 
     def backward(self, closure_loss: torch.Tensor, optimizer: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Lightning has divided the loss by the micro-batches of a step; DeepSpeed would do it again."""
@@ -130,15 +144,19 @@ class ZeroStrategy(DeepSpeedStrategy):
 
     def optimizer_step(self, optimizer: Optimizer, closure: Any, model: Any = None, **kwargs: Any) -> Any:
         """A step without feedback gives the omegas no gradient, which ZeRO takes for zeros: it would move them."""
-        module = self._trained()
-        groups = [name for name, _ in optimizer_groups(module.predictor)]
-        if "omegas" not in groups or module.spends_feedback():
-            return super().optimizer_step(optimizer, closure, model, **kwargs)
-        inner: Optimizer = optimizer.optimizer  # type: ignore[attr-defined]
-        if self.zero_stage_3:
-            zero_shards.forget_gradients(self._omegas())
-        with zero_shards.untouched(inner, self._flats(optimizer), groups.index("omegas")):
-            return super().optimizer_step(optimizer, closure, model, **kwargs)
+        groups = [name for name, _ in optimizer_groups(self.trained.predictor)]
+        moves: AbstractContextManager[None] = nullcontext()
+        if "omegas" in groups and not self.trained.spends_feedback():
+            inner: Optimizer = optimizer.optimizer  # type: ignore[attr-defined]
+            if self.zero_stage_3:
+                zero_shards.forget_gradients(self._omegas())
+            moves = zero_shards.untouched(inner, self._flats(optimizer), groups.index("omegas"))
+        with moves:
+            found = super().optimizer_step(optimizer, closure, model, **kwargs)
+        norm = self.model.get_global_grad_norm()  # type: ignore[union-attr, operator]
+        if norm is not None:
+            self.trained.recorder.record("train/grad_norm", norm)
+        return found
 
     # ---------------------------------------------------------------------------------------------------- checkpoints
 
@@ -149,7 +167,7 @@ class ZeroStrategy(DeepSpeedStrategy):
     def lightning_module_state_dict(self) -> dict[str, Any]:
         module = self.lightning_module
         assert module is not None
-        self.reshard()
+        self.release_gathered()
         found: dict[str, Any] = {}
         own: dict[str, Any] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         for name in module.state_dict():
@@ -181,7 +199,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
         own = {name: _shape(parameters.get(name, buffers.get(name))) for name in module.state_dict()}
         check_shapes(own, {name: tuple(value.shape) for name, value in state.items()}, source=self._source)
-        self.reshard()
+        self.release_gathered()
         for name in own:
             if name in parameters:
                 zero_shards.set_weight(parameters[name], state[name])

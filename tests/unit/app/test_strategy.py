@@ -14,7 +14,8 @@ from sm_diffusion.app.strategy import build_strategy
 from sm_diffusion.app.validate_strategy import strategy_problems
 from sm_diffusion.config.compose import compose_config
 from sm_diffusion.training.checkpoints.writer import Writer
-from sm_diffusion.training.strategies.base import ReplicatedStrategy, ShardedStrategy
+from sm_diffusion.training.strategies.fsdp import ShardedStrategy
+from sm_diffusion.training.strategies.replicated import ReplicatedStrategy, SingleProcessStrategy
 from sm_diffusion.training.watchdog.watchdog import group_timeout
 from sm_diffusion.types import UserError
 
@@ -23,7 +24,7 @@ def problems(*overrides: str) -> list[str]:
     return list(strategy_problems(compose_config("train", ["trainer.accelerator=cpu", *overrides])))
 
 
-def built(*overrides: str) -> Strategy | str:
+def built(*overrides: str) -> Strategy:
     return build_strategy(compose_config("train", [*overrides]), Writer(background=False))
 
 
@@ -78,7 +79,7 @@ def test_built_strategies_carry_their_settings() -> None:
     assert isinstance(ddp, ReplicatedStrategy)
     for strategy in (fsdp, ddp):
         assert strategy._timeout == timedelta(seconds=group_timeout(7))
-    assert built() == "auto"
+    assert isinstance(built(), SingleProcessStrategy)
 
 
 def test_deepspeed_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from sm_diffusion.diffusion.soft_mask import SoftMask
 from sm_diffusion.planning import devices as plan_scale
 from sm_diffusion.planning import plan
 from sm_diffusion.training.checkpoints.writer import Writer
-from sm_diffusion.training.strategies.base import ShardedStrategy
+from sm_diffusion.training.strategies.fsdp import ShardedStrategy
 from sm_diffusion.training.strategies.sharding import ShardSettings, shard_predictor
 
 # Sizes that 4 devices divide, so that no shard is padded.

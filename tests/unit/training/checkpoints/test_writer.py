@@ -12,7 +12,7 @@ import torch
 from sm_diffusion.training.checkpoints import store as ckpt_store
 from sm_diffusion.training.checkpoints.gather import snapshot
 from sm_diffusion.training.checkpoints.writer import Writer
-from sm_diffusion.training.strategies.base import SafeCheckpointIO
+from sm_diffusion.training.strategies.saving import SafeCheckpointIO
 from sm_diffusion.types import UserError
 
 
