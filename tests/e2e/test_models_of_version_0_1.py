@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,6 @@ def test_training_goes_on_from_them(here: Path, expected: dict[str, Any], name: 
     provenance = read_provenance(Path(path))
     assert provenance is not None
     config = restore_train_config(provenance)
-    config.trainer.max_steps, config.ckpt_path, config.output_dir, config.init_from = 6, path, f"more-{name}", None
-    results = train(config)
+    trainer = replace(config.trainer, max_steps=6)
+    results = train(replace(config, trainer=trainer, ckpt_path=path, output_dir=f"more-{name}", init_from=None))
     assert results["metrics"]["val/nll"] == pytest.approx(expected[name]["nll_at_step_6"], rel=1e-6)
