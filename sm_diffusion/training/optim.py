@@ -90,3 +90,16 @@ def optimizer_groups(predictor: nn.Module) -> list[tuple[str, list[nn.Parameter]
         if parameter.requires_grad:
             (omegas if name.startswith("soft_mask.") else network).append(parameter)
     return [("network", network), *([("omegas", omegas)] if omegas else [])]
+
+
+def for_summed_gradients(*, clip_norm: float, eps: float, micro_batches: int) -> tuple[float, float]:
+    """(clip_norm, eps) for gradients that are averaged over micro-batches, where the given ones are for their sum.
+
+    The released fine-tuning sums: Dream's forward takes **loss_kwargs, so transformers' Trainer does not divide by the
+    accumulation (4.53); IBM coding/train/components/trainer.py ignores num_items_in_batch. With n micro-batches the
+    mean is g / n of the sum g. Clipping g to c and g / n to c / n gives gradients that differ by n, and AdamW, whose
+    moments then differ by n and n^2, moves by m / (sqrt(v) + eps) = (m / n) / (sqrt(v / n^2) + eps / n): the same step.
+    Published: clip 7.0, eps 1e-8, n = 8, so clip_norm .875 and eps 1.25e-9. eps matters: gradients of the omegas are
+    near 1e-9 to 1e-8 at first. A last step of fewer micro-batches is divided by n as well, so it stays equivalent.
+    """
+    return clip_norm / micro_batches, eps / micro_batches

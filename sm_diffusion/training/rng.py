@@ -82,9 +82,12 @@ def evaluation_draws(
     )
 
 
-def coin(*, seed: int, step: int) -> float:
-    """One uniform number for a whole optimizer step, equal on all ranks: ranks that disagree would hang."""
-    return float(uniforms([0], 1, seed=seed, step=step, tag="coin")[0, 0])
+def coin(*, seed: int, step: int, micro_step: int = 0) -> float:
+    """One uniform number, equal on all ranks: ranks that disagree would hang.
+
+    For a whole optimizer step, or with `micro_step` for each of its micro-batches; that of the first is the step's.
+    """
+    return float(uniforms([micro_step], 1, seed=seed, step=step, tag="coin")[0, 0])
 
 
 def seed_dropout(*, seed: int, step: int, micro_step: int, rank: int) -> None:

@@ -146,7 +146,7 @@ class ZeroStrategy(TrainingStrategy, DeepSpeedStrategy):
         """A step without feedback gives the omegas no gradient, which ZeRO takes for zeros: it would move them."""
         groups = [name for name, _ in optimizer_groups(self.trained.predictor)]
         moves: AbstractContextManager[None] = nullcontext()
-        if "omegas" in groups and not self.trained.spends_feedback():
+        if "omegas" in groups and not self.trained.step_spends_feedback():
             inner: Optimizer = optimizer.optimizer  # type: ignore[attr-defined]
             if self.zero_stage_3:
                 zero_shards.forget_gradients(self._omegas())

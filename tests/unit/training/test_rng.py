@@ -67,3 +67,13 @@ def test_dropout_seed_is_a_function_of_its_arguments() -> None:
     assert not torch.equal(draw(), draw(rank=1))
     assert not torch.equal(draw(), draw(micro_step=1))
     assert not torch.equal(draw(), draw(step=3))
+
+
+def test_coins_of_micro_batches() -> None:
+    """That of the first is the step's; the others are numbers of their own, the same on every rank."""
+    first = rng.coin(seed=3, step=5)
+    coins = [rng.coin(seed=3, step=5, micro_step=micro) for micro in range(8)]
+    assert coins[0] == first
+    assert len(set(coins)) == 8
+    mixed = [any(rng.coin(seed=0, step=step, micro_step=micro) < 0.5 for micro in range(8)) for step in range(500)]
+    assert np.mean(mixed) == pytest.approx(1 - 0.5**8, abs=0.01)
