@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -12,7 +13,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 from sm_diffusion import registry
 from sm_diffusion.config import nodes, root
-from sm_diffusion.paths import CONF, ROOT
+from sm_diffusion.config.experiment_source import SCHEME, ExperimentsSource
+from sm_diffusion.paths import CONF, EXPERIMENTS
 
 ROOTS: dict[str, type] = {"train": root.TrainConfig, "eval": root.EvalConfig, "sample": root.SampleConfig}
 BASE = "schema_"  # prefix of the nodes that YAML files extend
@@ -22,7 +24,7 @@ class ExperimentSearchPath(SearchPathPlugin):
     """Makes `experiments/` a config group from any working directory, and finds the YAML of plug-ins."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append(provider="sm_diffusion", path=f"file://{ROOT}")
+        search_path.append(provider="sm_diffusion", path=f"{SCHEME}://{EXPERIMENTS}")
         for folder in registry.config_folders():
             search_path.append(provider="plug-in", path=folder)
 
@@ -40,4 +42,5 @@ def register() -> None:
         store.store(group=component.group, name=f"{BASE}{component.name}", node=node)
         if not (Path(CONF) / component.group / f"{component.name}.yaml").exists():
             store.store(group=component.group, name=component.name, node=node)
+    SourcesRegistry.instance().register(ExperimentsSource)
     Plugins.instance().register(ExperimentSearchPath)
