@@ -71,7 +71,7 @@ class _Table:
 
 _S = "sm_diffusion."
 GROUPS = (
-    Group("model", "the network", (_S + "config.schema_model", _S + "config.schema_peft")),
+    Group("model", "the network", (_S + "denoisers.dit.settings", _S + "denoisers.pretrained.settings")),
     Group(
         "variant",
         "what happens to the prediction of a position that stays masked",
@@ -82,7 +82,7 @@ GROUPS = (
     Group("schedule", "alpha(t), the share of clean tokens at time t", (_S + "diffusion.schedule",)),
     Group("times", "how diffusion times are sampled", (_S + "diffusion.schedule", _S + "diffusion.sft"), option=False),
     Group("objective", "the training loss", (_S + "diffusion.objective", _S + "diffusion.sft")),
-    Group("peft", "adapters on a frozen network", (_S + "config.schema_peft",)),
+    Group("peft", "adapters on a frozen network", (_S + "denoisers.adapters.settings",)),
     Group("data", "the corpus", (_S + "config.schema_data", _S + "config.schema_peft")),
     Group("optim", "the optimiser", (_S + "training.optim",)),
     Group("trainer", "how long and on what a run is carried out", (_S + "training.trainer_settings",)),

@@ -18,10 +18,10 @@ import torch
 
 from sm_diffusion.config.compose import compose_config
 from sm_diffusion.config.root import TrainConfig
-from sm_diffusion.config.schema_model import DiTConfig
 from sm_diffusion.data.chat.format import ChatFormat, stop_ids_of
 from sm_diffusion.data.tokenizers.base import MASK_TEXT, TextTokenizer, encode_piece
 from sm_diffusion.denoisers.adapters.transparency import FILE_NAME as TRANSPARENCY_FILE
+from sm_diffusion.denoisers.settings import is_told_time
 from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.diffusion.schedule import NoiseSchedule
 from sm_diffusion.evaluation.generation.samples import row_seed
@@ -95,7 +95,7 @@ class Model:
     @property
     def time_conditioning(self) -> bool:
         """Whether the network is told its noise level."""
-        return isinstance(self.run.model, DiTConfig) and self.run.model.time_conditioning
+        return is_told_time(self.run.model)
 
     @property
     def told_schedule(self) -> NoiseSchedule | None:

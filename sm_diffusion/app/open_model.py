@@ -21,7 +21,6 @@ import torch
 
 from sm_diffusion import registry
 from sm_diffusion.app.build import build_predictor
-from sm_diffusion.app.build_hf import DTYPES
 from sm_diffusion.app.console import say
 from sm_diffusion.app.model import Model
 from sm_diffusion.app.model_card import ModelCard, read_card
@@ -29,8 +28,6 @@ from sm_diffusion.app.open_tokenizer import OpenedTokenizer, tokenizer_of_data, 
 from sm_diffusion.config.compose import compose_config, restore_train_config
 from sm_diffusion.config.root import EvalConfig, TrainConfig
 from sm_diffusion.config.schema_data import DataConfig
-from sm_diffusion.config.schema_model import ModelConfig
-from sm_diffusion.config.schema_peft import HFConfig
 from sm_diffusion.denoisers.adapters import peft, transparency
 from sm_diffusion.denoisers.checkpoints.weights import Weights, load_into, read_provenance, read_weights
 from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
@@ -42,6 +39,8 @@ from sm_diffusion.denoisers.pretrained.loading import (
     open_backbone,
     read_config,
 )
+from sm_diffusion.denoisers.pretrained.settings import DTYPES, HFSettings
+from sm_diffusion.denoisers.settings import ModelSettings, label
 from sm_diffusion.diffusion.contracts import Denoiser
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
 from sm_diffusion.diffusion.soft_mask import PublishedSoftMask, SoftMaskBase
@@ -66,7 +65,7 @@ class Given:
     """
 
     weights: str = "ema"
-    model: ModelConfig | None = None
+    model: ModelSettings | None = None
     data: DataConfig | None = None
     soft_mask: PublishedSoftMask = field(default_factory=PublishedSoftMask)
 
@@ -94,7 +93,7 @@ class Network(NamedTuple):
     mixing: str | None
     base: Path
     card: ModelCard
-    settings: HFConfig
+    settings: HFSettings
     assumed: list[str]
 
 
@@ -289,9 +288,9 @@ def _of_folder(place: Place, given: Given) -> Model:
 
 def open_network(place: Place, given: Given) -> Network:
     """The weights of an adapter or model folder, with its soft mask; the tokenizer is not looked at."""
-    settings = given.model or HFConfig(name="folder", dtype="")
-    if not isinstance(settings, HFConfig):
-        raise UserError(f"model={settings.name}: {place.name} is the folder of a causal LM: leave model out")
+    settings = given.model or HFSettings(name="folder", dtype="")
+    if not isinstance(settings, HFSettings):
+        raise UserError(f"model={label(settings)}: {place.name} is the folder of a causal LM: leave model out")
     name, revision = (place.name, place.revision)
     if place.kind == ADAPTER:
         name, revision = _base_of(place, settings), settings.revision
@@ -319,7 +318,7 @@ def open_network(place: Place, given: Given) -> Network:
     return Network(backbone, adapter, soft_mask, mixing, base, card, settings, assumed)
 
 
-def _base_of(place: Place, settings: HFConfig) -> str:
+def _base_of(place: Place, settings: HFSettings) -> str:
     base = settings.path or peft.named_base(place.path)
     if base is None:
         raise UserError(f"{place.name}: does not name its base: give model=dream_7b and model.path=FOLDER")
@@ -328,7 +327,7 @@ def _base_of(place: Place, settings: HFConfig) -> str:
     return base
 
 
-def _dtype(base: Path, settings: HFConfig) -> torch.dtype:
+def _dtype(base: Path, settings: HFSettings) -> torch.dtype:
     """As the files are; other kinds of float run as bfloat16, as in training."""
     if not settings.dtype:
         said = read_config(base)

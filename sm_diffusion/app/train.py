@@ -13,14 +13,12 @@ from omegaconf import OmegaConf
 
 from sm_diffusion.app.build import build_module, build_predictor
 from sm_diffusion.app.build_data import build_datamodule
-from sm_diffusion.app.build_hf import write_adapter_folder
 from sm_diffusion.app.console import is_first_rank, quiet_libraries, say
 from sm_diffusion.app.model_card import card_of_run, write_card
 from sm_diffusion.app.open_model import CHECKPOINT, copy_weights, locate
 from sm_diffusion.app.publish import publish
 from sm_diffusion.app.trainer import HEARTBEAT, Built, build_trainer
 from sm_diffusion.app.validate import validate_train, validate_vocabulary
-from sm_diffusion.app.validate_hf import check_packages
 from sm_diffusion.config.nodes import plain
 from sm_diffusion.config.root import TrainConfig
 from sm_diffusion.data.chat.datamodule import ChatDataModule
@@ -30,6 +28,7 @@ from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
 from sm_diffusion.evaluation.results import environment
 from sm_diffusion.files import read_json, sha256_of, write_json, write_text
 from sm_diffusion.training.checkpoints import store as ckpt_store
+from sm_diffusion.training.checkpoints.adapter_folder import write_adapter_folder
 from sm_diffusion.training.compiling import compile_blocks
 from sm_diffusion.training.module import DiffusionModule
 from sm_diffusion.types import UserError
@@ -41,7 +40,7 @@ def train(config: TrainConfig, *, draw: Callable[[Path], object] | None = None) 
     draw: makes figures from the run folder, once its results are written, where `callbacks.plots` wants them.
     """
     validate_train(config)
-    check_packages(config)
+    config.peft.check_packages()
     quiet_libraries()
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)

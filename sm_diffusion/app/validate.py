@@ -15,9 +15,8 @@ from sm_diffusion.app.validate_strategy import strategy_problems
 from sm_diffusion.config.root import EvalConfig, TrainConfig
 from sm_diffusion.config.schema_data import DataConfig, FileCorpusConfig, TextFilesConfig
 from sm_diffusion.config.schema_eval import GenerativeConfig, PerplexityConfig, ZeroShotConfig
-from sm_diffusion.config.schema_model import DiTConfig, ModelConfig
-from sm_diffusion.config.schema_peft import HFConfig
 from sm_diffusion.config.schema_scores import ScoresConfig
+from sm_diffusion.denoisers.pretrained.settings import HFSettings
 from sm_diffusion.evaluation.generation.mauve import FEWEST, too_few
 from sm_diffusion.registry import problems_of
 from sm_diffusion.training.checkpoints.store import exists
@@ -30,7 +29,7 @@ def validate_train(config: TrainConfig) -> None:
     """Raise UserError listing every problem of a training configuration."""
     _report(
         [
-            *_model(config.model),
+            *problems_of(config.model),
             *problems_of(config.soft_mask),
             *config.variant.problems_in_run(config.trainer.max_steps),
             *problems_of(config.objective),
@@ -91,7 +90,7 @@ def _is_hub_id(config: EvalConfig) -> bool:
     """A published model that can be had by name: pinned here, or with a revision."""
     from sm_diffusion.denoisers.pretrained.loading import PINNED  # imports transformers
 
-    revision = config.model.revision if isinstance(config.model, HFConfig) else None
+    revision = config.model.revision if isinstance(config.model, HFSettings) else None
     return config.checkpoint in PINNED or (revision is not None and config.checkpoint.count("/") == 1)
 
 
@@ -126,20 +125,6 @@ def _positive(key: str, value: float | None) -> Problems:
 def _inside(key: str, value: float, low: float, high: float, *, hint: str = "") -> Problems:
     if not low <= value <= high:
         yield f"{key}={value}: must lie in [{low:g}, {high:g}]{hint}"
-
-
-def _model(model: ModelConfig) -> Problems:
-    yield from _choice("model.attention", model.attention, ("auto", "sdpa", "flash"))
-    if isinstance(model, DiTConfig):
-        for key in ("width", "num_blocks", "num_heads", "cond_width"):
-            yield from _positive(f"model.{key}", vars(model)[key])
-        yield from _inside("model.dropout", model.dropout, 0.0, 0.999)
-        if model.num_heads > 0 and model.width % (2 * model.num_heads):
-            good = max(1, round(model.width / (2 * model.num_heads))) * 2 * model.num_heads
-            yield (
-                f"model.width={model.width}: must be a multiple of 2 * model.num_heads = {2 * model.num_heads} "
-                f"(rotary halves every head); set model.width={good}"
-            )
 
 
 def _data(data: DataConfig) -> Problems:

@@ -10,8 +10,8 @@ from typing import Any
 
 from sm_diffusion.config.schema_data import DataConfig
 from sm_diffusion.config.schema_eval import EvaluatorConfig
-from sm_diffusion.config.schema_model import ModelConfig
-from sm_diffusion.config.schema_peft import PeftConfig
+from sm_diffusion.denoisers.adapters.settings import AdapterSettings
+from sm_diffusion.denoisers.settings import ModelSettings
 from sm_diffusion.diffusion.soft_mask import SoftMaskSettings
 from sm_diffusion.registry import MISSING, option
 from sm_diffusion.sampling.settings import SamplerSettings
@@ -34,10 +34,10 @@ class TrainConfig:
     init_weights: str = "raw"  # raw | ema
     ckpt_path: str | None = None  # null: new run | last: continue output_dir | auto: last if any | a checkpoint of it
     overwrite: bool = False  # delete what output_dir holds from an earlier run of this name
-    model: ModelConfig = option("model")
+    model: ModelSettings = option("model")
     variant: VariantSettings = option("variant")
     soft_mask: SoftMaskSettings = option("soft_mask")
-    peft: PeftConfig = option("peft", of="peft")
+    peft: AdapterSettings = option("peft", of="peft")
     data: DataConfig = option("data")
     schedule: Any = option("schedule")
     objective: Any = option("objective")
@@ -61,7 +61,7 @@ class EvalConfig:
     devices: int = 1
     precision: str = "auto"
     data: DataConfig | None = option("data", None)  # null: the corpus the checkpoint was trained on
-    model: ModelConfig | None = option("model", None)  # for a published checkpoint, which does not say its heads
+    model: ModelSettings | None = option("model", None)  # for a published checkpoint, which does not say its heads
     soft_mask: SoftMaskSettings = option("soft_mask")  # top_k of a published checkpoint
     sampler: SamplerSettings = option("sampler")  # of evaluators that generate
     evaluator: EvaluatorConfig = option("evaluator")

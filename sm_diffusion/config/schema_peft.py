@@ -1,58 +1,13 @@
-"""Settings of pretrained backbones, adapters and chat data."""
+"""Settings of chat data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from sm_diffusion.config.schema_data import DataConfig
-from sm_diffusion.config.schema_model import ModelConfig
 from sm_diffusion.registry import MISSING, register
 
 PACKINGS = ("none", "block_diagonal")
-
-
-@dataclass
-class HFShapeConfig:
-    """Sizes of a causal LM: random weights are made of them; of a published model `smd plan` reads them."""
-
-    architecture: str = "qwen2"  # qwen2 | qwen3 | llama
-    vocab_size: int = 0  # rows of the embedding; 0: the tokenizer's
-    width: int = 64  # residual stream
-    ffn_width: int = 128  # inner width of the feed-forward part
-    num_layers: int = 2
-    num_heads: int = 4  # query heads
-    num_key_heads: int = 2  # key and value heads, a divisor of num_heads
-    head_width: int = 0  # 0: width / num_heads
-    max_length: int = 4096  # positions
-    rope_theta: float = 10000.0
-    tied: bool = False  # one matrix for embedding and head
-
-
-@register("model", "hf")
-@dataclass
-class HFConfig(ModelConfig):
-    """A Qwen2, Qwen3, Llama, Dream or LLaDA checkpoint, run with full attention."""
-
-    path: str | None = None  # folder or hub id of safetensors; null: random weights of the sizes in `shape`
-    revision: str | None = None  # commit of a hub id; null: the pinned one
-    dtype: str = "bfloat16"  # of the weights in memory: bfloat16 | float32
-    add_mask: bool = False  # adapt an autoregressive model: give it the tokenizer's mask token
-    shift_logits: bool | None = None  # hidden state l - 1 predicts token l; null: as the checkpoint was trained
-    init_seed: int = 0  # of random weights
-    shape: HFShapeConfig = field(default_factory=HFShapeConfig)
-
-
-@register("peft", "peft")
-@dataclass
-class PeftConfig:
-    """Adapters: with any, only they and the omegas are trained, and checkpoints hold nothing else."""
-
-    kind: str = "none"  # none | lora | dora
-    rank: int = 16
-    alpha: int = 16  # the adapter is scaled by alpha / rank
-    dropout: float = 0.0  # probability, before the adapter
-    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
-    quantize: bool = False  # base in 4-bit NF4 (QLoRA); needs bitsandbytes
 
 
 @dataclass

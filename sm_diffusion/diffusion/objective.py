@@ -143,6 +143,8 @@ class MDLMSettings:
 
     def problems(self) -> Iterator[str]:
         yield from times_problems(self.t_min, self.t_max)
+        if self.times == "first_row":
+            yield "objective.times=first_row: only fine-tuning has one time a batch; set objective.times=stratified"
 
     def build(self, *, schedule: NoiseSchedule, mask_id: int) -> Objective:
         times = build_times(self.times, self.t_min, self.t_max)

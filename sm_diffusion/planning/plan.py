@@ -85,15 +85,16 @@ def dit_layout(shape: DiTShape, *, mixed: bool, strategy: StrategySettings) -> p
 
 def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int) -> Plan:
     """config: TrainConfig. num_devices: data-parallel processes."""
-    from sm_diffusion.app.build import build_objective, dit_shape
+    from sm_diffusion.app.build import build_objective
     from sm_diffusion.app.build_data import micro_batch_sequences
-    from sm_diffusion.config.schema_model import DiTConfig
+    from sm_diffusion.denoisers.dit.settings import DiTSettings
+    from sm_diffusion.denoisers.settings import label
 
     model, data = config.model, config.data
-    if not isinstance(model, DiTConfig):
-        raise UserError(f"model={model.name}: smd plan knows the DiT models only")
+    if not isinstance(model, DiTSettings):
+        raise UserError(f"model={label(model)}: smd plan knows the DiT models only")
     size = vocabulary(data.tokenizer) if vocab is None else vocab
-    network = dit_shape(model, size)
+    network = model.shape(size)
     parameters = dit_parameters(network)
     blocks, head = network.flops_per_token(data.length)
     p_sm = config.variant.extra_pass_share(config.trainer.max_steps)
@@ -193,7 +194,7 @@ def full_text(config: Any, terms: Terms, *, vocab: int | None = None, num_device
     config: TrainConfig. vocab: V, the mask included; None: the tokenizer's. num_devices: None for the
     configuration's.
     """
-    from sm_diffusion.config.schema_peft import HFConfig
+    from sm_diffusion.denoisers.pretrained.settings import HFSettings
     from sm_diffusion.planning import pretrained
 
     trainer = config.trainer
@@ -201,7 +202,7 @@ def full_text(config: Any, terms: Terms, *, vocab: int | None = None, num_device
     on_gpu = trainer.accelerator != "cpu"
     maker: Any = make_plan
     text: Any = plan_text
-    if isinstance(config.model, HFConfig):
+    if isinstance(config.model, HFSettings):
         maker, text = pretrained.make_plan, pretrained.plan_text
 
     def planned(changed: Any) -> Any:

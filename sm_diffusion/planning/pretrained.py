@@ -17,7 +17,8 @@ from sm_diffusion.types import UserError
 
 if TYPE_CHECKING:
     from sm_diffusion.config.schema_data import DataConfig
-    from sm_diffusion.config.schema_peft import HFConfig, PeftConfig
+    from sm_diffusion.denoisers.adapters.settings import AdapterSettings
+    from sm_diffusion.denoisers.pretrained.settings import HFSettings
 
 # NF4 with double quantisation (arXiv 2305.14314, section 3): 4 bits, and 0.127 of constants, a parameter.
 NF4_BITS = 4.127
@@ -69,7 +70,7 @@ class HFNumbers:
         layers = self.linear_parameters + self.num_layers * (biases + norms)
         return layers + self.width + self.matrix * (1 if self.tied else 2)
 
-    def adapter_parameters(self, peft: PeftConfig) -> int:
+    def adapter_parameters(self, peft: AdapterSettings) -> int:
         """rank x (inputs + outputs) of every target, and with DoRA a magnitude an output."""
         if peft.kind == "none":
             return 0
@@ -77,7 +78,7 @@ class HFNumbers:
         sizes = [self.linears[target] for target in peft.targets]
         return self.num_layers * sum(peft.rank * (i + o) + magnitudes * o for i, o in sizes)
 
-    def layer_activation_bytes(self, peft: PeftConfig, size: int) -> int:
+    def layer_activation_bytes(self, peft: AdapterSettings, size: int) -> int:
         """Estimate of what one position keeps in one layer while it is differentiated.
 
         The two norms' inputs in float32, 8 x width; attention, size x (q, repeated k and v, output: 4 x query); the
@@ -92,9 +93,8 @@ class HFNumbers:
         return common + sum((FLOAT32 + size) * i + outputs * o for i, o in adapted)
 
 
-def numbers_of(model: HFConfig, vocab_size: int) -> HFNumbers:
+def numbers_of(model: HFSettings, vocab_size: int) -> HFNumbers:
     """From the folder's config.json where there is one, else from `model.shape`; vocab_size for random weights."""
-    from sm_diffusion.app.build_hf import lm_config
     from sm_diffusion.denoisers.pretrained.loading import LAYOUTS, read_config
 
     if model.path is not None and Path(model.path).is_dir():
@@ -108,7 +108,7 @@ def numbers_of(model: HFConfig, vocab_size: int) -> HFNumbers:
         rows = model.shape.vocab_size or (vocab_size if model.path is None else 0)
         if not rows:
             raise UserError(f"model.path={model.path}: its sizes are not known here; give model.shape.* or a folder")
-        lm = lm_config(model.shape, rows)
+        lm = model.shape.config(rows)
     head_width = head_width_of(lm)
     return HFNumbers(
         vocab_size=lm.vocab_size,
@@ -161,7 +161,7 @@ def padded_positions(data: DataConfig) -> int:
 
 
 def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int) -> HFPlan:
-    """config: TrainConfig with an HFConfig. num_devices: data-parallel processes."""
+    """config: TrainConfig with an HFSettings. num_devices: data-parallel processes."""
     from sm_diffusion.app.build import build_objective
     from sm_diffusion.app.build_data import micro_batch_sequences
 
@@ -187,7 +187,7 @@ def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int)
     return HFPlan(numbers, trainable, flops, steps, per_step, memory, layout, step)
 
 
-def hf_layout(numbers: HFNumbers, peft: PeftConfig, *, size: int) -> plan_scale.Layout:
+def hf_layout(numbers: HFNumbers, peft: AdapterSettings, *, size: int) -> plan_scale.Layout:
     """Layers are the units; frozen weights are gathered and send no gradient. size: bytes of a weight. Adapters are
     float32, and so are their gradients."""
     root = numbers.width + numbers.matrix * (1 if numbers.tied else 2)

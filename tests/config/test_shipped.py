@@ -14,7 +14,7 @@ from sm_diffusion.app import build
 from sm_diffusion.app.train import train
 from sm_diffusion.app.validate import validate_train
 from sm_diffusion.config.compose import compose_config
-from sm_diffusion.config.schema_peft import HFConfig
+from sm_diffusion.denoisers.pretrained.settings import HFSettings
 from sm_diffusion.paths import CONF
 from sm_diffusion.reproduction.experiment import list_experiments, load_experiment
 from sm_diffusion.types import UserError
@@ -97,7 +97,7 @@ def test_two_steps_at_a_shrunken_size(tmp_path_factory: pytest.TempPathFactory, 
     if choice.startswith("peft=qlora") and importlib.util.find_spec("bitsandbytes") is None:
         pytest.skip("bitsandbytes is not installed")
     chosen = compose_config("train", [choice, *needed(choice)]).model
-    shrink = SHRINK_HF if isinstance(chosen, HFConfig) else SHRINK_DIT
+    shrink = SHRINK_HF if isinstance(chosen, HFSettings) else SHRINK_DIT
     config = compose_config(
         "train",
         [
@@ -132,7 +132,7 @@ def test_quickstart_rows_are_equal_in_what_they_claim() -> None:
         assert (row.data, row.model, row.optim, row.seed, row.init_from) == (
             binary.data, binary.model, binary.optim, binary.seed, binary.init_from)
     assert rows["sm_updates"].trainer == binary.trainer
-    shape = build.dit_shape(binary.model, 28)
+    shape = binary.model.shape(28)
     blocks, head = shape.flops_per_token(binary.data.length)
     share = build.build_objective(binary, mask_id=27).masked_share()
     tokens = binary.data.global_batch_sequences * binary.data.length

@@ -21,7 +21,7 @@ KNOWN_UNNAMED = {
     "cli": "bench lm_eval plan prepare sample view",
     "cli/experiments": "plot report run search sweep table",
     "config": (
-        "compose errors launchers nodes root schema_data schema_eval schema_model schema_peft schema_scores "
+        "compose errors launchers nodes root schema_data schema_eval schema_peft schema_scores "
         "search_space store"
     ),
     "data": "loader",
@@ -30,10 +30,10 @@ KNOWN_UNNAMED = {
     "data/stores": "base cache shard_format shard_writer",
     "data/tokenizers": "sizes",
     "denoisers": "attention embedding",
-    "denoisers/adapters": "state",
+    "denoisers/adapters": "settings state",
     "denoisers/checkpoints": "weights",
-    "denoisers/dit": "layers model",
-    "denoisers/pretrained": "dream export kv_store llada",
+    "denoisers/dit": "layers model settings",
+    "denoisers/pretrained": "dream export kv_store llada settings",
     "diffusion": "contracts masking objective omegas parameterization predictor schedule soft_mask",
     "diffusion/readouts": "base draw scratch",
     "evaluation": "base perplexity zero_shot",
@@ -51,7 +51,7 @@ KNOWN_UNNAMED = {
     "sampling/reference": "plain published",
     "training": "compiling loggers module trainer_settings variant_settings variants",
     "training/callbacks": "final_checkpoint preemption profiling progress settings training_log",
-    "training/checkpoints": "gather",
+    "training/checkpoints": "adapter_folder gather",
     "training/strategies": "base settings sharding zero zero_shards",
     "training/watchdog": "heartbeat",
 }

@@ -45,15 +45,15 @@ def merge(folder: Path, out: Path, how: MergeSettings) -> str:
     """The adapter's matrices added to its base's, with the omegas, the mixing and the tokenizer beside them."""
     from sm_diffusion.app.model_card import write_card
     from sm_diffusion.app.open_model import ADAPTER, Given, Place, open_network
-    from sm_diffusion.config.schema_peft import HFConfig
     from sm_diffusion.denoisers.adapters import peft, transparency
     from sm_diffusion.denoisers.pretrained.export import export_folder
+    from sm_diffusion.denoisers.pretrained.settings import HFSettings
     from sm_diffusion.diffusion.soft_mask import PublishedSoftMask
 
     base = how.base or peft.named_base(folder)
     if base is None:
         raise UserError(f"{folder}: no adapter folder, or one that does not name its base: give --base")
-    settings = HFConfig(name="merged", path=base, revision=how.revision, dtype=how.dtype)
+    settings = HFSettings(name="merged", path=base, revision=how.revision, dtype=how.dtype)
     given = Given(model=settings, soft_mask=PublishedSoftMask(mixing=how.mixing or "linear"))
     network = open_network(Place(ADAPTER, folder, str(folder)), given)
     assert network.adapter is not None
@@ -87,11 +87,11 @@ def _copy_tokenizer(adapter: Path, base: Path, out: Path) -> None:
 
 def adapter_of_checkpoint(checkpoint: str, out: Path) -> Path:
     """The adapter folder a run would have written; the base is opened as the run opened it."""
-    from sm_diffusion.app.build_hf import write_adapter_folder
     from sm_diffusion.app.model_card import card_of_run, write_card
     from sm_diffusion.app.open_model import CHECKPOINT, Given, locate, open_model
     from sm_diffusion.config.compose import restore_train_config
     from sm_diffusion.denoisers.checkpoints.weights import read_provenance
+    from sm_diffusion.training.checkpoints.adapter_folder import write_adapter_folder
 
     place = locate(checkpoint)
     provenance = read_provenance(place.path) if place.kind == CHECKPOINT else None

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sm_diffusion.denoisers.adapters import transparency
+from sm_diffusion.denoisers.adapters.settings import AdapterSettings
 from sm_diffusion.denoisers.pretrained.hf import CausalLM, HFDenoiser
 from sm_diffusion.diffusion.soft_mask import SoftMaskBase
 from sm_diffusion.files import digest, read_json, read_object, write_json, write_whole
@@ -37,21 +38,9 @@ _PREFIX = "base_model.model."
 _SAMPLED = 64  # entries of each tensor that go into the fingerprint
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdapterSpec:
-    """use_dora: LoRA with a learned magnitude a row (arXiv 2402.09353). quantize: base in 4-bit NF4 (QLoRA)."""
-
-    rank: int = 16
-    alpha: int = 16
-    dropout: float = 0.0
-    use_dora: bool = True
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
-    quantize: bool = False
-
-
-DORA = AdapterSpec()
-LORA = AdapterSpec(use_dora=False)
-QLORA = AdapterSpec(use_dora=False, quantize=True)
+DORA = AdapterSettings(kind="dora")
+LORA = AdapterSettings(kind="lora")
+QLORA = AdapterSettings(kind="lora", quantize=True)
 
 
 @dataclass(frozen=True)
@@ -80,9 +69,10 @@ def base_fingerprint(lm: CausalLM) -> str:
     return digest(*(described(name, parameter) for name, parameter in sorted(lm.named_parameters())))
 
 
-def attach(denoiser: HFDenoiser, spec: AdapterSpec, *, seed: int) -> Adapter:
+def attach(denoiser: HFDenoiser, spec: AdapterSettings, *, seed: int) -> Adapter:
     """Freeze the denoiser and put fresh adapters into it, in place. They start as the identity.
 
+    spec: of a kind other than none.
     seed: of the adapters' random matrices. Adapters are float32 whatever the base's dtype; FSDP2 wants all trainable
     parameters of a unit in one dtype, which they are.
     """
@@ -96,7 +86,7 @@ def attach(denoiser: HFDenoiser, spec: AdapterSpec, *, seed: int) -> Adapter:
         r=spec.rank,
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
-        use_dora=spec.use_dora,
+        use_dora=spec.kind == "dora",
         target_modules=list(spec.targets),
         bias="none",
         task_type="CAUSAL_LM",

@@ -10,11 +10,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from sm_diffusion.denoisers.adapters.peft import Adapter
+from sm_diffusion.denoisers.adapters.peft import Adapter, attach
+from sm_diffusion.denoisers.adapters.settings import AdapterSettings
 from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
+from sm_diffusion.diffusion.contracts import Denoiser
 from sm_diffusion.types import UserError
 
 FINGERPRINT = "base_fingerprint"
+
+
+def with_adapter(denoiser: Denoiser, settings: AdapterSettings, *, seed: int) -> Denoiser:
+    """The denoiser with fresh adapters, its base frozen; unchanged for kind none."""
+    if settings.kind == "none":
+        return denoiser
+    if not isinstance(denoiser, HFDenoiser):
+        raise UserError(f"peft.kind={settings.kind}: adapters need a transformers model: set model=dream_7b")
+    return save_adapters_only(attach(denoiser, settings, seed=seed))
 
 
 def save_adapters_only(adapter: Adapter) -> HFDenoiser:

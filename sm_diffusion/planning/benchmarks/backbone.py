@@ -63,16 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def random_denoiser(name: str, *, device: str) -> HFDenoiser:
     """The network of conf/model/NAME with normal weights, each drawn on the device in its dtype: one copy in memory."""
-    from sm_diffusion.app.build_hf import DTYPES, lm_config
     from sm_diffusion.app.compose import compose_and_validate
-    from sm_diffusion.config.schema_peft import HFConfig
     from sm_diffusion.denoisers.pretrained.loading import LAYOUTS, build_empty
+    from sm_diffusion.denoisers.pretrained.settings import DTYPES, HFSettings
     from sm_diffusion.types import UserError
 
     model = compose_and_validate("train", [f"model={name}"]).model
-    if not isinstance(model, HFConfig):
+    if not isinstance(model, HFSettings):
         raise UserError(f"--model {name}: no transformers backbone; choose dream_7b, llada_8b or qwen2_tiny")
-    lm = build_empty(LAYOUTS[model.shape.architecture], lm_config(model.shape, model.shape.vocab_size or 258))
+    lm = build_empty(LAYOUTS[model.shape.architecture], model.shape.config(model.shape.vocab_size or 258))
     generator = torch.Generator(device).manual_seed(0)
     for parent_name, parent in lm.named_modules():
         for own, meta in list(parent.named_parameters(recurse=False)):

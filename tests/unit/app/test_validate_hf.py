@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sm_diffusion.app.validate_hf import hf_problems
 from sm_diffusion.config.compose import compose_config
-from sm_diffusion.config.schema_model import DiTConfig
 from sm_diffusion.config.schema_peft import ChatConfig
+from sm_diffusion.denoisers.dit.settings import DiTSettings
 
 
 def test_settings_are_checked() -> None:
@@ -18,7 +18,7 @@ def test_settings_are_checked() -> None:
         ("flash", None, network_settings, "data.packing=flash: unknown; choose one of none, block_diagonal"),
         ("none", 512, network_settings, "data.packed_length=512: no rows are packed; set data.packing=block_diagonal"),
         ("block_diagonal", 256, network_settings, "data.packed_length=256: one sample may take 312 tokens; set at"),
-        ("block_diagonal", None, DiTConfig(name="dit"), "data.packing=block_diagonal: model=dit takes no"),
+        ("block_diagonal", None, DiTSettings(name="dit"), "data.packing=block_diagonal: model=dit takes no"),
     ):
         data.packing, data.packed_length, config.model = packing, packed_length, model
         (problem,) = hf_problems(config)

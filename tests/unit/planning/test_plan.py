@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from sm_diffusion.app.build import build_denoiser
 from sm_diffusion.app.compose import compose_and_validate
 from sm_diffusion.cli import main as cli
 from sm_diffusion.config.schema_data import TokenizerConfig
-from sm_diffusion.config.schema_model import DiTConfig
 from sm_diffusion.data.tokenizers.sizes import vocabulary
 from sm_diffusion.denoisers.dit.model import DiT, DiTShape
+from sm_diffusion.denoisers.dit.settings import DiTSettings
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.diffusion.contracts import Head
 from sm_diffusion.diffusion.parameterization import Subs
@@ -29,9 +28,9 @@ TINY = DiTShape(vocab_size=40, width=32, num_blocks=2, num_heads=2, cond_width=1
 def test_parameters_equal_the_module(name: str) -> None:
     config = compose_and_validate("train", [f"model={name}"])
     made = plan.make_plan(config, vocab=50258, on_gpu=True, num_devices=1)
-    assert isinstance(config.model, DiTConfig)
+    assert isinstance(config.model, DiTSettings)
     with torch.device("meta"):
-        denoiser = build_denoiser(config.model, vocab_size=50258, mask_id=50257)
+        denoiser = config.model.build(vocab_size=50258, mask_id=50257)
     sizes = {key: parameter.numel() for key, parameter in denoiser.named_parameters()}
     assert made.parameters.total == sum(sizes.values())
     assert made.parameters.embedding == sizes["vocab_embed.embedding"]

@@ -8,13 +8,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from sm_diffusion.app.build_hf import lm_config
 from sm_diffusion.app.compose import compose_and_validate
 from sm_diffusion.cli import main as cli
-from sm_diffusion.config.schema_peft import HFConfig, HFShapeConfig, PeftConfig
-from sm_diffusion.denoisers.adapters.peft import AdapterSpec, attach
+from sm_diffusion.denoisers.adapters.peft import attach
+from sm_diffusion.denoisers.adapters.settings import AdapterSettings
 from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
 from sm_diffusion.denoisers.pretrained.loading import LAYOUTS, build_empty
+from sm_diffusion.denoisers.pretrained.settings import HFSettings, HFShape
 from sm_diffusion.diffusion import mixing
 from sm_diffusion.planning import pretrained as plan_hf
 from sm_diffusion.types import UserError
@@ -28,7 +28,7 @@ CHAT = ["objective=sft", "data=dream_chat_files", "data.paths=[chat.jsonl]", "va
 def test_parameters_equal_the_module(name: str) -> None:
     model = compose_and_validate("train", [f"model={name}"]).model
     numbers = plan_hf.numbers_of(model, 258)
-    lm = build_empty(LAYOUTS[model.shape.architecture], lm_config(model.shape, numbers.vocab_size))
+    lm = build_empty(LAYOUTS[model.shape.architecture], model.shape.config(numbers.vocab_size))
     assert numbers.parameters == sum(parameter.numel() for parameter in lm.parameters())
     assert numbers.matrix == lm.lm_head.weight.numel()
     assert numbers.parameters == PUBLISHED.get(name, numbers.parameters)
@@ -37,31 +37,31 @@ def test_parameters_equal_the_module(name: str) -> None:
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_any_shape(architecture: str, tied: bool) -> None:
-    shape = HFShapeConfig(architecture=architecture, vocab_size=99, tied=tied, head_width=24)
-    lm = build_empty(LAYOUTS[architecture], lm_config(shape, 99))
-    numbers = plan_hf.numbers_of(HFConfig(name="x", shape=shape), 0)
+    shape = HFShape(architecture=architecture, vocab_size=99, tied=tied, head_width=24)
+    lm = build_empty(LAYOUTS[architecture], shape.config(99))
+    numbers = plan_hf.numbers_of(HFSettings(name="x", shape=shape), 0)
     assert numbers.parameters == sum(parameter.numel() for parameter in lm.parameters())
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 @pytest.mark.parametrize("targets", [["q_proj", "k_proj", "v_proj", "o_proj"], ["v_proj", "down_proj"]])
 def test_adapters_equal_the_module(kind: str, targets: list[str]) -> None:
-    shape = HFShapeConfig(vocab_size=40)
-    lm = build_empty(LAYOUTS["qwen2"], lm_config(shape, 40)).to_empty(device="cpu")
+    shape = HFShape(vocab_size=40)
+    lm = build_empty(LAYOUTS["qwen2"], shape.config(40)).to_empty(device="cpu")
     dora = kind == "dora"
     get_peft_model(lm, LoraConfig(r=5, target_modules=targets, use_dora=dora))
     trained = sum(parameter.numel() for parameter in lm.parameters() if parameter.requires_grad)
-    settings = PeftConfig(kind=kind, rank=5, targets=targets)
-    assert plan_hf.numbers_of(HFConfig(name="x", shape=shape), 0).adapter_parameters(settings) == trained
+    settings = AdapterSettings(kind=kind, rank=5, targets=targets)
+    assert plan_hf.numbers_of(HFSettings(name="x", shape=shape), 0).adapter_parameters(settings) == trained
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_a_layer_keeps_about_what_is_estimated(kind: str) -> None:
     """The storages that one layer saves for the backward pass, weights aside, under bf16 autocast as on a GPU."""
-    shape = HFShapeConfig(vocab_size=50, width=128, ffn_width=600, num_layers=1, num_heads=4, num_key_heads=1)
-    lm = LAYOUTS["qwen2"].model_class(lm_config(shape, 50)).to(torch.bfloat16)
+    shape = HFShape(vocab_size=50, width=128, ffn_width=600, num_layers=1, num_heads=4, num_key_heads=1)
+    lm = LAYOUTS["qwen2"].model_class(shape.config(50)).to(torch.bfloat16)
     denoiser = HFDenoiser(lm, shift_logits=True)
-    attach(denoiser, AdapterSpec(use_dora=kind == "dora"), seed=0)
+    attach(denoiser, AdapterSettings(kind=kind), seed=0)
     ids_BL = torch.randint(0, 49, (3, 37))
     kept: dict[int, int] = {}
 
@@ -75,8 +75,8 @@ def test_a_layer_keeps_about_what_is_estimated(kind: str) -> None:
         torch.autocast("cpu", dtype=torch.bfloat16),
     ):
         denoiser(ids_BL, lambda hidden_BLD, head: hidden_BLD, mixing=mixing.linear)
-    numbers = plan_hf.numbers_of(HFConfig(name="x", shape=shape), 0)
-    estimate = ids_BL.numel() * numbers.layer_activation_bytes(PeftConfig(kind=kind), 2)
+    numbers = plan_hf.numbers_of(HFSettings(name="x", shape=shape), 0)
+    estimate = ids_BL.numel() * numbers.layer_activation_bytes(AdapterSettings(kind=kind), 2)
     print(f"{kind}: kept {sum(kept.values()):,}, estimated {estimate:,}")
     assert 0.5 * estimate < sum(kept.values()) < 1.3 * estimate
 
@@ -104,4 +104,4 @@ def test_sizes_of_a_folder_and_of_nothing(tmp_path: Any, capsys: pytest.CaptureF
     assert cli.main(["plan", "model=qwen2_tiny", f"model.path={base}", "peft=qlora_r16"]) == 0
     assert "at vocabulary 258" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"its sizes are not known here; give model.shape"):
-        plan_hf.numbers_of(HFConfig(name="x", path="some/model", revision="abc"), 0)
+        plan_hf.numbers_of(HFSettings(name="x", path="some/model", revision="abc"), 0)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from sm_diffusion.data.chat.collate import ChatSample, collate
 from sm_diffusion.denoisers.adapters import peft, transparency
+from sm_diffusion.denoisers.adapters.settings import AdapterSettings
 from sm_diffusion.denoisers.pretrained.export import export_folder, push_folder
 from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
 from sm_diffusion.denoisers.pretrained.loading import open_backbone
@@ -59,7 +60,7 @@ def fine_tune(adapter: peft.Adapter, head: SoftMask, num_steps: int = 5) -> list
 
 
 @pytest.mark.parametrize("spec", [peft.DORA, peft.LORA], ids=["dora", "lora"])
-def test_the_whole_cycle(tmp_path: Path, spec: peft.AdapterSpec) -> None:
+def test_the_whole_cycle(tmp_path: Path, spec: AdapterSettings) -> None:
     base, denoiser, head = logits(tiny_qwen()), tiny_qwen(), soft_mask()
     frozen = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
     adapter = peft.attach(denoiser, spec, seed=0)
@@ -219,7 +220,7 @@ def test_bad_adapter_folders(saved: Path, name: str) -> None:
 
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no layer is called query: choose from down_proj"):
-        peft.attach(tiny_qwen(), peft.AdapterSpec(targets=("query",)), seed=0)
+        peft.attach(tiny_qwen(), AdapterSettings(kind="dora", targets=("query",)), seed=0)
     denoiser = tiny_qwen()
     peft.attach(denoiser, peft.LORA, seed=0)
     with pytest.raises(UserError, match="merge them before"):
