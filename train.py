@@ -7,16 +7,26 @@
 `smd config` prints the resolved configuration, `smd plan` what it costs.
 """
 
-from sm_diffusion.config.launch import launch
-from sm_diffusion.config.root import TrainConfig
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sm_diffusion import interrupts
+
+if TYPE_CHECKING:
+    from sm_diffusion.config.root import TrainConfig
 
 
 def run(config: TrainConfig) -> float:
     from sm_diffusion.app.train import train  # heavy: a mistyped key is reported before it
     from sm_diffusion.reproduction.report.plots import save_run_plots
 
+    interrupts.unwind()
     return float(train(config, draw=save_run_plots)["metrics"]["val/nll"])  # what a sweep minimises
 
 
 if __name__ == "__main__":
+    interrupts.listen()
+    from sm_diffusion.config.launch import launch
+
     launch("train", run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,23 @@ from sm_diffusion.app.console import is_first_rank, quiet_libraries, say
 from sm_diffusion.app.model_card import card_of_run, write_card
 from sm_diffusion.app.open_model import CHECKPOINT, copy_weights, locate
 from sm_diffusion.app.publish import publish
-from sm_diffusion.app.trainer import HEARTBEAT, Built, build_trainer
+from sm_diffusion.app.trainer import Built, build_trainer
 from sm_diffusion.app.validate import validate_train, validate_vocabulary
 from sm_diffusion.config.nodes import plain
 from sm_diffusion.config.root import TrainConfig
 from sm_diffusion.data.chat.datamodule import ChatDataModule
 from sm_diffusion.data.datamodule import TokenDataModule
-from sm_diffusion.denoisers.checkpoints.weights import check_fits, read_weights
+from sm_diffusion.denoisers.checkpoints.reader import Archive
+from sm_diffusion.denoisers.checkpoints.weights import PROVENANCE_KEY, check_fits, read_weights
 from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
 from sm_diffusion.evaluation.results import environment
 from sm_diffusion.files import read_json, sha256_of, write_json, write_text
+from sm_diffusion.training.callbacks.begin import BeginRun
 from sm_diffusion.training.checkpoints import store as ckpt_store
 from sm_diffusion.training.checkpoints.adapter_folder import write_adapter_folder
 from sm_diffusion.training.compiling import compile_blocks
 from sm_diffusion.training.module import DiffusionModule
+from sm_diffusion.training.run_folder import RunFolder
 from sm_diffusion.types import UserError
 
 
@@ -44,7 +46,25 @@ def train(config: TrainConfig, *, draw: Callable[[Path], object] | None = None) 
     quiet_libraries()
     if config.trainer.threads is not None:
         torch.set_num_threads(config.trainer.threads)
-    folder = Path(config.output_dir)
+    folder = RunFolder(config.output_dir)
+    if not is_first_rank():
+        return _train(config, folder, draw)
+    _check_folder(config, folder)
+    with folder.claimed():
+        _check_folder(config, folder)  # again: the process that had it may have changed it
+        return _train(config, folder, draw)
+
+
+def _check_folder(config: TrainConfig, folder: RunFolder) -> None:
+    """UserError where a run must not start or go on; nothing is touched."""
+    continues = config.ckpt_path is not None
+    overwrite = config.overwrite and not continues
+    key = f"output_dir={config.output_dir}"
+    if problem := folder.problem(key=key, overwrite=overwrite, continues=continues):
+        raise UserError(problem)
+
+
+def _train(config: TrainConfig, folder: RunFolder, draw: Callable[[Path], object] | None) -> dict[str, Any]:
     world_size = config.trainer.devices * config.trainer.num_nodes
     datamodule = build_datamodule(config.data, seed=config.seed, world_size=world_size)
     datamodule.prepare()
@@ -64,11 +84,19 @@ def train(config: TrainConfig, *, draw: Callable[[Path], object] | None = None) 
     )
     module.provenance["tokenizer"] = datamodule.tokenizer.files()  # so that the checkpoint is enough to use it
     ckpt_path = _checkpoint_to_continue(config, module)
+    begin = BeginRun(lambda: _start_folder(config, folder, predictor))
+    if ckpt_path is None:
+        begin.now(first=is_first_rank())
+    run_id = ""
     if is_first_rank():
-        _start_folder(config, folder, predictor)
-    built = build_trainer(config, bytes_per_token=datamodule.bytes_per_token("validation"))
+        folder.forget_beats()
+        run_id = folder.run_id(name=config.name, continues=ckpt_path is not None)
+    built = build_trainer(
+        config, bytes_per_token=datamodule.bytes_per_token("validation"), run_id=run_id, begin=begin
+    )
     try:
         built.trainer.fit(module, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+        begin.now(first=built.trainer.is_global_zero)  # where there was nothing left to train
         results = _finish(config, built, module, datamodule, draw)
     except BaseException as error:
         instead = built.watchers.watchdog.close(error)
@@ -81,8 +109,9 @@ def train(config: TrainConfig, *, draw: Callable[[Path], object] | None = None) 
 
 def _checkpoint_to_continue(config: TrainConfig, module: DiffusionModule) -> str | None:
     """The checkpoint this run goes on from, cleaned up, verified and found to fit by the first process."""
-    folder = Path(config.output_dir) / "checkpoints"
-    path = Path(config.ckpt_path) if config.ckpt_path not in (None, "last", "auto") else folder / "last.ckpt"
+    own = RunFolder(config.output_dir)
+    folder = own.checkpoints
+    path = Path(config.ckpt_path) if config.ckpt_path not in (None, "last", "auto") else own.last
     if is_first_rank():
         for line in ckpt_store.recover(folder):
             say(line)
@@ -93,7 +122,26 @@ def _checkpoint_to_continue(config: TrainConfig, module: DiffusionModule) -> str
             ckpt_store.verify(path)
         if not path.is_dir():  # shards are compared when they are read
             check_fits(module, path)
+            _check_goes_on(config, path)
     return str(path)
+
+
+def _check_goes_on(config: TrainConfig, path: Path) -> None:
+    """UserError for a checkpoint that this configuration cannot go on from, before anything is touched."""
+    tree = Archive(path).tree()
+    step = tree.get("global_step")
+    if isinstance(step, int) and step > config.trainer.max_steps:
+        raise UserError(
+            f"trainer.max_steps={config.trainer.max_steps}: the checkpoint {path} is at step {step:,} already; set "
+            "trainer.max_steps beyond it, or leave out ckpt_path and give the run another name"
+        )
+    then = tree.get(PROVENANCE_KEY, {}).get("config", {}).get("data", {}).get("global_batch_sequences")
+    now = config.data.global_batch_sequences
+    if isinstance(then, int) and then != now:
+        raise UserError(
+            f"data.global_batch_sequences={now}: the run was begun with {then}, which decides what every step reads; "
+            f"set it back to {then} (data.micro_batch_sequences may change), or start a new run with init_from={path}"
+        )
 
 
 def initialise(predictor: Predictor, path: str, *, weights: str) -> None:
@@ -127,14 +175,14 @@ def _start_hash(config: TrainConfig, folder: Path) -> str | None:
     return sha256_of(Path(config.init_from))
 
 
-def _start_folder(config: TrainConfig, folder: Path, predictor: Predictor) -> None:
-    if config.overwrite and config.ckpt_path is None and folder.exists():
-        shutil.rmtree(folder)
+def _start_folder(config: TrainConfig, run: RunFolder, predictor: Predictor) -> None:
+    folder = run.path
+    if config.overwrite and config.ckpt_path is None and folder.exists() and (left := run.clear()):
+        say(f"{config.name}: overwrites the run in {folder}; left there: {', '.join(left[:6])}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").unlink(missing_ok=True)
     made_from = _start_hash(config, folder)
-    shutil.rmtree(folder / HEARTBEAT, ignore_errors=True)
-    OmegaConf.save(OmegaConf.create(plain(config)), folder / "config.yaml")
+    write_text(run.config, OmegaConf.to_yaml(OmegaConf.create(plain(config))))
+    run.results.unlink(missing_ok=True)
     write_json(folder / "environment.json", environment() | {"init_sha256": made_from})
     rows = [f"{p.numel():>14,}  {tuple(p.shape)!s:<18} {name}" for name, p in predictor.named_parameters()]
     total = sum(p.numel() for p in predictor.parameters())

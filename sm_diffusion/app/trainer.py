@@ -15,6 +15,7 @@ from sm_diffusion.app.strategy import precision_of as precision_of
 from sm_diffusion.config.nodes import plain
 from sm_diffusion.config.root import TrainConfig
 from sm_diffusion.training.callbacks.averaging import EMACallback
+from sm_diffusion.training.callbacks.begin import BeginRun
 from sm_diffusion.training.callbacks.compute_budget import ComputeBudget
 from sm_diffusion.training.callbacks.final_checkpoint import FinalState
 from sm_diffusion.training.callbacks.nonfinite import NonFiniteGuard
@@ -25,11 +26,10 @@ from sm_diffusion.training.callbacks.settings import CheckpointSettings, RunCont
 from sm_diffusion.training.callbacks.training_log import TrainingLog
 from sm_diffusion.training.callbacks.validation import ValidationMetrics
 from sm_diffusion.training.checkpoints.writer import Writer
+from sm_diffusion.training.run_folder import HEARTBEAT
 from sm_diffusion.training.strategies.saving import SafeCheckpointIO
 from sm_diffusion.training.trainer_settings import SKIPPED_STEPS, TRACED_STEPS
 from sm_diffusion.training.watchdog.watchdog import Watchdog
-
-HEARTBEAT = "heartbeat"  # folder of a run, while it runs
 
 
 def build_checkpoints(settings: CheckpointSettings, folder: Path) -> list[Callback]:
@@ -95,8 +95,8 @@ def build_callbacks(config: TrainConfig, context: RunContext, writer: Writer, *,
         profile = context.folder / "profile"
         every.append(Profile(folder=profile, skipped_steps=SKIPPED_STEPS, traced_steps=TRACED_STEPS))
     every += [
-        Preemption(checkpoint=last, writer=writer),
         final,
+        Preemption(checkpoint=last, writer=writer),  # behind the one that saves at the end
         *build_checkpoints(wanted.checkpoint, checkpoints),
         *(extra.build(context) for extra in wanted.extra.values()),
     ]
@@ -110,10 +110,13 @@ class Built(NamedTuple):
     watchers: Watchers
 
 
-def build_trainer(config: TrainConfig, *, bytes_per_token: float) -> Built:
-    """A trainer whose global batch is `data.global_batch_sequences` on any number of processes."""
+def build_trainer(config: TrainConfig, *, bytes_per_token: float, run_id: str, begin: BeginRun) -> Built:
+    """A trainer whose global batch is `data.global_batch_sequences` on any number of processes.
+
+    run_id: of the run, for loggers.   begin: is called before every other callback that writes.
+    """
     folder, settings = Path(config.output_dir), config.trainer
-    context = RunContext(name=config.name, folder=folder, config=plain(config))
+    context = RunContext(name=config.name, folder=folder, run_id=run_id, config=plain(config))
     accelerator = accelerator_of(settings.accelerator)
     world_size = settings.devices * settings.num_nodes
     per_rank = config.data.global_batch_sequences // world_size
@@ -136,7 +139,7 @@ def build_trainer(config: TrainConfig, *, bytes_per_token: float) -> Built:
         log_every_n_steps=settings.log_every_steps,
         deterministic=settings.deterministic,
         logger=config.logger.build(context),
-        callbacks=watchers.every,
+        callbacks=[begin, *watchers.every],
         plugins=[SafeCheckpointIO(writer)] if config.strategy.name in ("single", "ddp") else None,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -20,6 +20,7 @@ from sm_diffusion.denoisers.pretrained.settings import HFSettings
 from sm_diffusion.evaluation.generation.mauve import FEWEST, too_few
 from sm_diffusion.registry import problems_of
 from sm_diffusion.training.checkpoints.store import exists
+from sm_diffusion.training.run_folder import RunFolder, name_problem
 from sm_diffusion.types import UserError
 
 Problems = Iterator[str]
@@ -159,9 +160,12 @@ def _batches(config: TrainConfig) -> Problems:
 
 
 def _run_folder(config: TrainConfig) -> Problems:
+    if problem := name_problem(config.name):
+        yield problem
+        return
     yield from _writable("output_dir", config.output_dir)
     yield from _choice("init_weights", config.init_weights, ("raw", "ema"))
-    folder = Path(config.output_dir) / "checkpoints"
+    folder = RunFolder(config.output_dir).checkpoints
     if config.init_from is not None and not Path(config.init_from).exists():
         yield f"init_from={config.init_from}: no such file; train it first or give another checkpoint"
     if config.ckpt_path == "last":
@@ -181,6 +185,9 @@ def _run_folder(config: TrainConfig) -> Problems:
 
 
 def _writable(key: str, value: str) -> Problems:
+    if not value.strip():
+        yield f"{key}=: empty; name a folder"
+        return
     folder = Path(value).expanduser().absolute()
     while not folder.exists():
         folder = folder.parent

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sm_diffusion.config.compose import typed
 from sm_diffusion.config.errors import one_line
 from sm_diffusion.config.store import register
+from sm_diffusion.interrupts import INTERRUPTED, Interrupted, say_interrupted
 from sm_diffusion.paths import CONF
 from sm_diffusion.types import UserError
 
@@ -42,6 +43,12 @@ def launch(config_name: str, run: Callable[[Any], object]) -> None:
 
     try:
         task()
+    except Interrupted:
+        say_interrupted()
+        raise
+    except KeyboardInterrupt:  # before the program listened, or where a library restored Python's own handler
+        say_interrupted()
+        raise SystemExit(INTERRUPTED) from None
     except (HydraException, OmegaConfBaseException) as error:
         _fail(one_line(error))
 

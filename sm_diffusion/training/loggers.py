@@ -51,7 +51,7 @@ class LoggerSettings:
                     group=self.group,
                     tags=list(self.tags),
                     offline=self.wandb == "offline",
-                    id=run.name.replace("/", "-"),
+                    id=run.run_id or None,
                     resume="allow",
                 )
             )

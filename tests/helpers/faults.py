@@ -86,6 +86,15 @@ def kill_runs(root: Path, name: str, kills: int, settings: list[str], seed: int)
     print(json.dumps(report))
 
 
+def content_of(folder: Path) -> dict[str, bytes | str]:
+    """Every file and link below a folder, but for the lock that whoever writes a run leaves there."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes()
+        for path in folder.rglob("*")
+        if (path.is_symlink() or path.is_file()) and path.name != ".lock"
+    }
+
+
 @contextmanager
 def small_files(limit: int) -> Iterator[None]:
     """Files cannot grow beyond `limit` bytes: a disk that is full, also for root."""

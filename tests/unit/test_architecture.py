@@ -19,7 +19,7 @@ NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 # Floors, from the ground up; a file may import from its own floor's package and from any floor below it.
 # Packages on one floor do not know one another.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "types", "paths"),
+    ("__init__", "types", "paths", "interrupts"),
     ("registry", "files"),
     ("diffusion",),
     ("sampling", "denoisers"),

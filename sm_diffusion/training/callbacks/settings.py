@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 class RunContext:
     """What callbacks and loggers of a plug-in are built with.
 
-    name, folder: of the run.   config: its whole configuration, as config.yaml holds it.
+    name, folder: of the run.   run_id: its own, kept when it is continued.
+    config: its whole configuration, as config.yaml holds it.
     """
 
     name: str
     folder: Path
+    run_id: str
     config: Mapping[str, Any]
 
 
