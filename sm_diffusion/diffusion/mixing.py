@@ -121,7 +121,8 @@ class _Few(NamedTuple):
         return (F.normalize(self.vectors_NKD, dim=-1) * direction_ND[..., None, :]).sum(-1)
 
     def mean_norm(self) -> Tensor:
-        return (self.pi_NK * self.vectors_NKD.norm(dim=-1)).sum(-1)
+        norms_NK: Tensor = self.vectors_NKD.norm(dim=-1)
+        return (self.pi_NK * norms_NK).sum(-1)
 
 
 class _All(NamedTuple):
@@ -137,13 +138,14 @@ class _All(NamedTuple):
         return direction_ND @ F.normalize(self.vectors_VD, dim=-1).T
 
     def mean_norm(self) -> Tensor:
-        return self.pi_NK @ self.vectors_VD.norm(dim=-1)
+        norms_V: Tensor = self.vectors_VD.norm(dim=-1)
+        return self.pi_NK @ norms_V
 
 
 def _blend(own_ND: Tensor, lambda_N: Tensor, candidates: _Few | _All, blend: Blend) -> Tensor:
     """The rule itself; shapes (..., D) and (...)."""
     lambda_N1 = lambda_N[..., None].to(own_ND.dtype)
-    own_norm_N1 = own_ND.norm(dim=-1, keepdim=True)
+    own_norm_N1: Tensor = own_ND.norm(dim=-1, keepdim=True)
     centre_ND = candidates.combine(candidates.pi_NK, unit=False)
     if blend.path == "line":
         direction_ND = (1 - lambda_N1) * own_ND + lambda_N1 * centre_ND

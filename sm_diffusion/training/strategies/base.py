@@ -21,8 +21,8 @@ class Trained(Protocol):
     predictor: Predictor
     recorder: Recorder
 
-    def spends_feedback(self) -> bool:
-        """Whether the current optimizer step spends the first pass; equal on all ranks."""
+    def step_spends_feedback(self) -> bool:
+        """Whether any micro-batch of the current optimizer step spends the first pass; equal on all ranks."""
 
 
 class TrainingStrategy(ABC):
