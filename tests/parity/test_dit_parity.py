@@ -73,8 +73,9 @@ def test_log_probs(golden: Golden) -> None:
 
 def test_rotary_tables(golden: Golden) -> None:
     cos_LE, sin_LE = rotary_tables(32, 16, torch.device("cpu"))
-    assert_close(cos_LE, golden["rotary_cos"], 1e-6)
-    assert_close(sin_LE, golden["rotary_sin"], 1e-6)
+    # Angles up to 31, each a power, a division and a product of float32: 31 * 4 * 2^-24 = 7e-6.
+    assert_close(cos_LE, golden["rotary_cos"], 1e-5)
+    assert_close(sin_LE, golden["rotary_sin"], 1e-5)
 
 
 def test_small_scale_has_the_published_parameters_and_initialisation() -> None:

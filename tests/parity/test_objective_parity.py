@@ -72,10 +72,18 @@ def check_gradients(predictor: Predictor, golden: Golden, prefix: str, tolerance
     for theirs, mine in RAW_NAMES.items():
         if f"soft_mask.{mine}" in ours:
             ours[f"tran_head.{theirs}"] = ours.pop(f"soft_mask.{mine}")
+    omegas = []
     for name, reference in references.items():
         gradient = ours[name]
         assert gradient is not None, name
+        if name.startswith("tran_head."):
+            omegas.append((gradient.view(1), reference.view(1)))
+            continue
         assert_close(gradient.reshape(reference.shape), reference, tolerance, name)
+    if omegas:
+        # One vector: a small component is a difference of sums many times its size, which float32 does not determine.
+        ours_O, reference_O = (torch.cat(parts) for parts in zip(*omegas, strict=True))
+        assert_close(ours_O, reference_O, tolerance, "omegas")
 
 
 def test_schedule(golden: Golden) -> None:

@@ -129,7 +129,10 @@ def test_soft_masked_generation(key: str) -> None:
         masked_BL = frame.ids_BL == MASK
         if bool(masked_BL.any()):
             assert frame.blend_ids_BLK is not None
-            assert_close((1 - frame.lambda_BL)[masked_BL], weight_BL[masked_BL], 1e-4, f"mask weight {step}")
+            # That the sampler feeds back what it should. Float32 differences feed one another here: a float64 run whose
+            # logits move by 3e-7 of the largest in every step, as rounding moves them, ends 1.7e-4 away in the worst
+            # case, and one per cent of omega_s 6e-1. The same weights to 1e-4, in float64: test_dream_parity.py.
+            assert_close((1 - frame.lambda_BL)[masked_BL], weight_BL[masked_BL], 1e-3, f"mask weight {step}")
 
 
 def test_rows_do_not_depend_on_each_other() -> None:
