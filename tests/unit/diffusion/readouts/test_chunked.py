@@ -60,7 +60,8 @@ def test_nll_survives_probabilities_that_underflow() -> None:
     nll_N = NegLogLikelihood(positions_N, targets_N, torch.ones(18))(hidden_BLD, head).nll_N
     plain_N = PlainNegLogLikelihood(positions_N, targets_N, torch.ones(18))(hidden_BLD, head).nll_N
     assert plain_N.max() > 200
-    torch.testing.assert_close(nll_N, plain_N)
+    # A difference of logits of hundreds, each a sum of float32 products: some 2^-20 of the largest, whoever sums.
+    torch.testing.assert_close(nll_N, plain_N, rtol=0, atol=1e-6 * float(plain_N.max()) * 4)
 
 
 def test_nll_of_no_positions_is_zero_and_still_gives_gradients() -> None:

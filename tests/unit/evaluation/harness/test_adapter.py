@@ -53,7 +53,8 @@ def test_likelihoods_are_the_bound_of_the_ids(model: Any) -> None:
     passages = [Passage(tuple(encode([c])[0]) or (END,), tuple(encode([t])[0])) for c, t in PAIRS]
     direct = MonteCarloLikelihood(model.predictor, MaskCount(num_samples=4), max_length=128)(passages)
     assert [log_prob for log_prob, _ in found] == pytest.approx([e.log_prob for e in direct], abs=1e-4)
-    assert found[0] == found[4]
+    # The same pair in another row of the batch: a matrix product may sum it in another order.
+    assert found[0] == (pytest.approx(found[4][0], abs=1e-4), found[4][1])
     one_by_one = [harness(model).loglikelihood([pair])[0][0] for pair in PAIRS]
     assert [log_prob for log_prob, _ in found] == pytest.approx(one_by_one, abs=1e-4)
 
