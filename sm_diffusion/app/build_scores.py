@@ -26,6 +26,7 @@ from sm_diffusion.evaluation.benchmarks.tasks import BUDGETS, Task, build_task
 from sm_diffusion.evaluation.execution.executor import ExecutionLimits, Executor
 from sm_diffusion.evaluation.results import read_results
 from sm_diffusion.sampling.settings import SamplerSettings
+from sm_diffusion.training.run_folder import run_of
 from sm_diffusion.types import UserError
 
 OFFICIAL_NFE = ("1", "1/2", "1/4")
@@ -206,7 +207,8 @@ def _readings(
 def _label(checkpoint: str) -> str:
     """runs/sm/checkpoints/last.ckpt -> sm; a folder or hub id: its last part."""
     path = Path(checkpoint)
-    return path.parents[1].name if path.is_file() and path.parent.name == "checkpoints" else path.stem
+    run = run_of(path) if path.is_file() else None
+    return path.stem if run is None else run.path.name
 
 
 def _protocol(

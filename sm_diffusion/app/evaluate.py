@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -31,6 +30,7 @@ from sm_diffusion.evaluation.results import environment
 from sm_diffusion.files import write_json
 from sm_diffusion.training.callbacks.validation import ValidationMetrics
 from sm_diffusion.training.module import DiffusionModule
+from sm_diffusion.training.run_folder import RunFolder
 from sm_diffusion.types import UserError
 
 
@@ -95,7 +95,7 @@ def _write(config: EvalConfig, result: EvalResult, model: Model) -> dict[str, An
         **environment(),
     }
     if is_first_rank():
-        path = Path(config.output_dir) / "results.json"
+        path = RunFolder(config.output_dir).results
         write_json(path, results)
         for name, value in [] if result.scores else result.metrics.items():
             print(f"{name:<34} {value:.6g}")

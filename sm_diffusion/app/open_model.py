@@ -44,6 +44,7 @@ from sm_diffusion.denoisers.settings import ModelSettings, label
 from sm_diffusion.diffusion.contracts import Denoiser
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
 from sm_diffusion.diffusion.soft_mask import PublishedSoftMask, SoftMaskBase
+from sm_diffusion.training.run_folder import RunFolder
 from sm_diffusion.training.variant_settings import MDLMVariant, SoftMaskedVariant
 from sm_diffusion.types import UserError
 
@@ -154,7 +155,7 @@ def locate(name: str) -> Place:
 
 
 def _locate_folder(folder: Path, name: str, revision: str | None) -> Place:
-    last = folder / "checkpoints" / "last.ckpt"
+    last = RunFolder(folder).last
     if (folder / "tree.pt").is_file() or (last / "tree.pt").is_file():
         raise UserError(f"{name}: a checkpoint in shards: make it one file with smd convert consolidate")
     if last.is_file():

@@ -110,10 +110,9 @@ def _train(config: TrainConfig, folder: RunFolder, draw: Callable[[Path], object
 def _checkpoint_to_continue(config: TrainConfig, module: DiffusionModule) -> str | None:
     """The checkpoint this run goes on from, cleaned up, verified and found to fit by the first process."""
     own = RunFolder(config.output_dir)
-    folder = own.checkpoints
     path = Path(config.ckpt_path) if config.ckpt_path not in (None, "last", "auto") else own.last
     if is_first_rank():
-        for line in ckpt_store.recover(folder):
+        for line in ckpt_store.recover(own.checkpoints):
             say(line)
     if config.ckpt_path is None or (config.ckpt_path == "auto" and not ckpt_store.exists(path)):
         return None
@@ -164,9 +163,9 @@ def chat_kind(datamodule: TokenDataModule | ChatDataModule) -> str | None:
     return datamodule.tokenizer.kind if isinstance(datamodule, ChatDataModule) else None
 
 
-def _start_hash(config: TrainConfig, folder: Path) -> str | None:
+def _start_hash(config: TrainConfig, run: RunFolder) -> str | None:
     """Of the checkpoint this run began with: a run that goes on keeps the one it noted."""
-    noted = folder / "environment.json"
+    noted = run.environment
     if config.ckpt_path is not None and noted.is_file():
         found = read_json(noted).get("init_sha256")
         return found if isinstance(found, str) else None
@@ -180,13 +179,13 @@ def _start_folder(config: TrainConfig, run: RunFolder, predictor: Predictor) -> 
     if config.overwrite and config.ckpt_path is None and folder.exists() and (left := run.clear()):
         say(f"{config.name}: overwrites the run in {folder}; left there: {', '.join(left[:6])}")
     folder.mkdir(parents=True, exist_ok=True)
-    made_from = _start_hash(config, folder)
+    made_from = _start_hash(config, run)
     write_text(run.config, OmegaConf.to_yaml(OmegaConf.create(plain(config))))
     run.results.unlink(missing_ok=True)
-    write_json(folder / "environment.json", environment() | {"init_sha256": made_from})
+    write_json(run.environment, environment() | {"init_sha256": made_from})
     rows = [f"{p.numel():>14,}  {tuple(p.shape)!s:<18} {name}" for name, p in predictor.named_parameters()]
     total = sum(p.numel() for p in predictor.parameters())
-    write_text(folder / "parameters.txt", "\n".join([*rows, f"{total:>14,}  total"]) + "\n")
+    write_text(run.parameters, "\n".join([*rows, f"{total:>14,}  total"]) + "\n")
     say(f"{config.name}: {total:,} parameters, vocabulary and corpus ready; writing to {folder}")
 
 
@@ -197,8 +196,7 @@ def _finish(
     datamodule: TokenDataModule | ChatDataModule,
     draw: Callable[[Path], object] | None,
 ) -> dict[str, Any]:
-    trainer, folder = built.trainer, Path(config.output_dir)
-    last = folder / "checkpoints" / "last.ckpt"
+    trainer, run = built.trainer, RunFolder(config.output_dir)
     omegas = built.watchers.final.complete(trainer, module)
     if built.watchers.metrics.latest_step != trainer.global_step:
         trainer.validate(module, datamodule=datamodule, verbose=False)
@@ -217,19 +215,19 @@ def _finish(
         "config": plain(config),
         **environment(),
     }
-    adapter = write_adapter_folder(module.predictor, folder / "adapter", writes=trainer.is_global_zero)
+    adapter = write_adapter_folder(module.predictor, run.adapter, writes=trainer.is_global_zero)
     if trainer.is_global_zero:
-        hashed = last / ckpt_store.CHECKSUMS if last.is_dir() else last
-        results |= {"checkpoint": str(last), "checkpoint_sha256": sha256_of(hashed) if hashed.exists() else None}
-        write_json(folder / "results.json", results)
+        hashed = run.last / ckpt_store.CHECKSUMS if run.last.is_dir() else run.last
+        results |= {"checkpoint": str(run.last), "checkpoint_sha256": sha256_of(hashed) if hashed.exists() else None}
+        write_json(run.results, results)
         publish(trainer.loggers, results)
         if adapter is not None:
             card = card_of_run(config, chat=chat_kind(datamodule))
             write_card(adapter, card, datamodule.tokenizer.files())
             say(f"{config.name}: adapter and omegas in {adapter}")
         if config.callbacks.plots and draw is not None:
-            draw(folder)
+            draw(run.path)
         ppl, bits = metrics["val/ppl"], metrics["val/bits_per_byte"]
         say(f"{config.name}: done at step {trainer.global_step:,}: val ppl {ppl:.4f}, {bits:.4f} bits per byte")
-        say(f"{config.name}: results in {folder / 'results.json'}, checkpoint {last}")
+        say(f"{config.name}: results in {run.results}, checkpoint {run.last}")
     return results

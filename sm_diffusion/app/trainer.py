@@ -26,7 +26,7 @@ from sm_diffusion.training.callbacks.settings import CheckpointSettings, RunCont
 from sm_diffusion.training.callbacks.training_log import TrainingLog
 from sm_diffusion.training.callbacks.validation import ValidationMetrics
 from sm_diffusion.training.checkpoints.writer import Writer
-from sm_diffusion.training.run_folder import HEARTBEAT
+from sm_diffusion.training.run_folder import RunFolder
 from sm_diffusion.training.strategies.saving import SafeCheckpointIO
 from sm_diffusion.training.trainer_settings import SKIPPED_STEPS, TRACED_STEPS
 from sm_diffusion.training.watchdog.watchdog import Watchdog
@@ -69,8 +69,7 @@ class Watchers(NamedTuple):
 def build_callbacks(config: TrainConfig, context: RunContext, writer: Writer, *, bytes_per_token: float) -> Watchers:
     """Everything that happens beside the steps, in the order in which Lightning calls it."""
     settings, wanted = config.trainer, config.callbacks
-    checkpoints = context.folder / "checkpoints"
-    last = checkpoints / "last.ckpt"
+    folder = RunFolder(context.folder)
     budget = ComputeBudget(
         global_batch_sequences=config.data.global_batch_sequences,
         length=config.data.length,
@@ -78,26 +77,25 @@ def build_callbacks(config: TrainConfig, context: RunContext, writer: Writer, *,
     )
     log = TrainingLog(budget=budget, log_every_steps=settings.log_every_steps)
     metrics = ValidationMetrics(bytes_per_token=bytes_per_token)
-    final = FinalState(checkpoint=last, writer=writer)
+    final = FinalState(checkpoint=folder.last, writer=writer)
     watchdog = Watchdog(
-        folder=context.folder / HEARTBEAT, checkpoint=last, timeout_seconds=config.strategy.timeout_seconds
+        folder=folder.heartbeat, checkpoint=folder.last, timeout_seconds=config.strategy.timeout_seconds
     )
     every: list[Callback] = [
         *([EMACallback(decay=wanted.ema.decay, scope=wanted.ema.scope)] if wanted.ema.enabled else []),
         watchdog,
-        NonFiniteGuard(checkpoint_dir=checkpoints, check_every_steps=settings.log_every_steps),
+        NonFiniteGuard(checkpoint_dir=folder.checkpoints, check_every_steps=settings.log_every_steps),
         budget,
         log,
         metrics,
         ProgressLine(name=config.name, training_log=log, metrics=metrics, every_seconds=wanted.progress_seconds),
     ]
     if settings.profile:
-        profile = context.folder / "profile"
-        every.append(Profile(folder=profile, skipped_steps=SKIPPED_STEPS, traced_steps=TRACED_STEPS))
+        every.append(Profile(folder=folder.profile, skipped_steps=SKIPPED_STEPS, traced_steps=TRACED_STEPS))
     every += [
         final,
-        Preemption(checkpoint=last, writer=writer),  # behind the one that saves at the end
-        *build_checkpoints(wanted.checkpoint, checkpoints),
+        Preemption(checkpoint=folder.last, writer=writer),  # behind the one that saves at the end
+        *build_checkpoints(wanted.checkpoint, folder.checkpoints),
         *(extra.build(context) for extra in wanted.extra.values()),
     ]
     return Watchers(every, budget, metrics, watchdog, final)

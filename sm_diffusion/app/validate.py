@@ -165,19 +165,19 @@ def _run_folder(config: TrainConfig) -> Problems:
         return
     yield from _writable("output_dir", config.output_dir)
     yield from _choice("init_weights", config.init_weights, ("raw", "ema"))
-    folder = RunFolder(config.output_dir).checkpoints
+    run = RunFolder(config.output_dir)
     if config.init_from is not None and not Path(config.init_from).exists():
         yield f"init_from={config.init_from}: no such file; train it first or give another checkpoint"
     if config.ckpt_path == "last":
-        if not exists(folder / "last.ckpt"):
-            yield f"ckpt_path=last: {folder} holds no last.ckpt; leave ckpt_path out to start a new run"
+        if not exists(run.last):
+            yield f"ckpt_path=last: {run.checkpoints} holds no {run.last.name}; leave ckpt_path out to start a new run"
     elif config.ckpt_path == "auto":
         if config.overwrite:
             yield "overwrite=true: would delete what ckpt_path=auto continues; set one of them"
     elif config.ckpt_path is not None:
         if not Path(config.ckpt_path).exists():
             yield f"ckpt_path={config.ckpt_path}: no such file"
-    elif not config.overwrite and folder.is_dir() and any(folder.glob("*.ckpt")):
+    elif not config.overwrite and run.checkpoints.is_dir() and any(run.checkpoints.glob("*.ckpt")):
         yield (
             f"output_dir={config.output_dir}: holds an earlier run; set ckpt_path=last to continue it, "
             "name=... for a new one, or overwrite=true to delete it"

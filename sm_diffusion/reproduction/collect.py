@@ -11,7 +11,7 @@ from sm_diffusion.evaluation.results import read_results
 from sm_diffusion.reproduction.code_version import distinct_versions, version_of
 from sm_diffusion.reproduction.collected import Collected, Found, Row
 from sm_diffusion.reproduction.experiment import RUNS, Experiment, seed_folders
-from sm_diffusion.reproduction.state import STALE_MARK
+from sm_diffusion.training.run_folder import RunFolder
 from sm_diffusion.types import UserError
 
 WANDB_PREFIX = "wandb:"
@@ -43,9 +43,9 @@ def _folders(experiment: Experiment, runs: Path) -> list[Found]:
     found = []
     for name in experiment.rows:
         for folder in seed_folders(experiment.name, name, runs=runs):
-            path = folder / "results.json"
-            results = read_results(path) if path.is_file() else None
-            found.append(Found(name, str(folder), results, stale=(folder / STALE_MARK).exists()))
+            run = RunFolder(folder)
+            results = read_results(run.results) if run.results.is_file() else None
+            found.append(Found(name, str(folder), results, stale=run.stale_mark.exists()))
     return found
 
 

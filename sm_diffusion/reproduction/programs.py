@@ -12,7 +12,8 @@ from typing import Any
 from sm_diffusion.evaluation.results import read_results
 from sm_diffusion.files import read_json, sha256_of
 from sm_diffusion.reproduction.experiment import Experiment
-from sm_diffusion.reproduction.state import STALE_MARK, State, config_differences, state_of
+from sm_diffusion.reproduction.state import State, config_differences, state_of
+from sm_diffusion.training.run_folder import RunFolder
 
 
 class Program(ABC):
@@ -77,8 +78,8 @@ class Training(Program):
     def state(self, folder: Path, config: Mapping[str, Any], start: Path | None) -> tuple[State, list[str]]:
         state, differences = state_of(folder, config)
         if state in (State.DONE, State.INTERRUPTED) and start is not None:
-            made_from = _entry(folder / "environment.json", "init_sha256")
-            if _differ(made_from, _entry(start / "results.json", "checkpoint_sha256")):
+            made_from = _entry(RunFolder(folder).environment, "init_sha256")
+            if _differ(made_from, _entry(RunFolder(start).results, "checkpoint_sha256")):
                 return State.STALE, []
         return state, differences
 
@@ -105,7 +106,7 @@ class Evaluation(Program):
         return []
 
     def state(self, folder: Path, config: Mapping[str, Any], start: Path | None) -> tuple[State, list[str]]:
-        path = folder / "results.json"
+        path = RunFolder(folder).results
         if not path.is_file():
             return State.MISSING, []
         results = read_results(path)
@@ -113,10 +114,10 @@ class Evaluation(Program):
             return State.CHANGED, differences
         checkpoint = Path(config["checkpoint"])
         if start is not None:
-            now = _entry(start / "results.json", "checkpoint_sha256")
+            now = _entry(RunFolder(start).results, "checkpoint_sha256")
         else:
             now = sha256_of(checkpoint) if checkpoint.is_file() else None
-        marked = (folder / STALE_MARK).exists()
+        marked = RunFolder(folder).stale_mark.exists()
         return (State.STALE if marked or _differ(results.get("checkpoint_sha256"), now) else State.DONE), []
 
     def going_on(self, state: State) -> list[str]:

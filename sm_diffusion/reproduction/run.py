@@ -14,8 +14,9 @@ from filelock import FileLock, Timeout
 
 from sm_diffusion.reproduction.experiment import Experiment
 from sm_diffusion.reproduction.rows import RowRun
-from sm_diffusion.reproduction.state import STALE_MARK, State
+from sm_diffusion.reproduction.state import State
 from sm_diffusion.reproduction.workers import Processes, Terminal, Workers, call, log_of, sigterm_as_exit
+from sm_diffusion.training.run_folder import RunFolder
 from sm_diffusion.types import UserError
 
 # -------------------------------------------------------------------------------------------------------------- run
@@ -65,7 +66,7 @@ def execute(
             if problem := _problem(item, status, name):
                 failures.append(problem + (f"\n{log}\n  ({log_of(folder)})" if log else ""))
             else:
-                (folder / STALE_MARK).unlink(missing_ok=True)
+                RunFolder(folder).stale_mark.unlink(missing_ok=True)
                 states[folder] = State.DONE
                 if workers.slots > 1:
                     print(f"{folder}: done", flush=True)
@@ -108,7 +109,7 @@ def _mark_stale(item: RowRun, planned: Sequence[RowRun]) -> None:
     """Leave a mark in every run that starts from this one, so that an interruption forgets none of them."""
     for other in planned:
         if other.needs == item.folder and other.folder.is_dir():
-            (other.folder / STALE_MARK).touch()
+            RunFolder(other.folder).stale_mark.touch()
             _mark_stale(other, planned)
 
 
@@ -122,15 +123,15 @@ def _problem(item: RowRun, status: int, name: str) -> str | None:
     again = f'then call "smd run {name}" again: what is finished is kept, this row is continued'
     if status != 0:
         return f"row {item.row} (seed {item.seed}) failed, status {status}: mend what it says above, {again}"
-    if not (item.folder / "results.json").is_file():
-        return f"row {item.row} (seed {item.seed}) wrote no {item.folder / 'results.json'}; {again}"
+    results = RunFolder(item.folder).results
+    if not results.is_file():
+        return f"row {item.row} (seed {item.seed}) wrote no {results}; {again}"
     return None
 
 
 def written_files(chosen: Sequence[RowRun]) -> list[Path]:
     """What people look for in the run folders."""
-    patterns = ("results.json", "*.png", "plots/*.png", "checkpoints/last.ckpt")
-    return [path for item in chosen for pattern in patterns for path in sorted(item.folder.glob(pattern))]
+    return [path for item in chosen for path in RunFolder(item.folder).shown()]
 
 
 def workers_of(jobs: int | None, launcher: str | None, num_runs: int) -> Workers:

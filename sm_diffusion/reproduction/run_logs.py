@@ -10,6 +10,7 @@ import yaml
 
 from sm_diffusion.diffusion.omegas import Omegas
 from sm_diffusion.evaluation.results import read_results
+from sm_diffusion.training.run_folder import RunFolder
 from sm_diffusion.types import UserError
 
 UNKNOWN_VOCABULARY = 50_258
@@ -19,7 +20,7 @@ Series = dict[str, tuple[list[int], list[float]]]  # name -> (optimizer steps, v
 def read_metrics(run_dir: Path) -> Series:
     """Logged values by name: (steps, values). Where a resumed run repeats steps, the later version is taken."""
     merged: Series = {}
-    folders = [path for path in (run_dir / "metrics").glob("version_*") if path.name[8:].isdigit()]
+    folders = [path for path in RunFolder(run_dir).metrics.glob("version_*") if path.name[8:].isdigit()]
     for folder in sorted(folders, key=lambda path: int(path.name[8:])):
         if not (folder / "metrics.csv").is_file():
             continue
@@ -48,14 +49,14 @@ def _read_csv(path: Path) -> Series:
 
 def read_config(run_dir: Path) -> dict[str, Any]:
     """The run's resolved configuration, from config.yaml or else results.json."""
-    path = run_dir / "config.yaml"
+    path = RunFolder(run_dir).config
     if path.is_file():
         try:
             config = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError:
             raise UserError(f"{path}: not a YAML file") from None
     else:
-        config = read_results(run_dir / "results.json").get("config")
+        config = read_results(RunFolder(run_dir).results).get("config")
     if not isinstance(config, dict):
         raise UserError(f"{run_dir}: holds no configuration; give a folder that train.py wrote")
     return config
@@ -68,7 +69,7 @@ def run_omegas(run_dir: Path) -> dict[str, Omegas]:
         return {}
     start = config["soft_mask"]
     found = {"start": Omegas(start["omega_s"], start["omega_a"], start["omega_b"])}
-    path = run_dir / "results.json"
+    path = RunFolder(run_dir).results
     final = read_results(path).get("omegas") if path.is_file() else None
     if final:
         found["learned"] = Omegas(final["omega_s"], final["omega_a"], final["omega_b"])

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from sm_diffusion.evaluation.results import read_results
+from sm_diffusion.training.run_folder import RunFolder
 from sm_diffusion.types import UserError
 
 # What changes no result: a run that differs in these only is the same run.
@@ -31,8 +32,6 @@ IRRELEVANT = (
     "accelerator",
     "devices",
 )
-# Left in a run folder whose starting checkpoint was trained again.
-STALE_MARK = "stale"
 
 
 class State(Enum):
@@ -51,20 +50,22 @@ def state_of(folder: Path, config: Mapping[str, Any]) -> tuple[State, list[str]]
     earlier = _earlier_config(folder)
     if earlier is not None and (differences := config_differences(earlier, config)):
         return State.CHANGED, differences
-    if (folder / STALE_MARK).exists():
+    run = RunFolder(folder)
+    if run.stale_mark.exists():
         return State.STALE, []
-    if (folder / "results.json").is_file():
+    if run.results.is_file():
         return State.DONE, []
-    if (folder / "checkpoints" / "last.ckpt").exists():
+    if run.last.exists():
         return State.INTERRUPTED, []
     return (State.RESTART if folder.is_dir() and any(folder.iterdir()) else State.MISSING), []
 
 
 def _earlier_config(folder: Path) -> Mapping[str, Any] | None:
-    if (folder / "results.json").is_file():
-        config = read_results(folder / "results.json").get("config")
+    run = RunFolder(folder)
+    if run.results.is_file():
+        config = read_results(run.results).get("config")
         return config if isinstance(config, dict) else None
-    path = folder / "config.yaml"
+    path = run.config
     if not path.is_file():
         return None
     try:

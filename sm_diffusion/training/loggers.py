@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sm_diffusion.registry import extras, register
 from sm_diffusion.training.callbacks.settings import RunContext
+from sm_diffusion.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -40,7 +41,7 @@ class LoggerSettings:
         loggers: list[Logger] = []
         if self.csv:
             # A resumed run writes a new version_<k>: what earlier ones logged is kept.
-            loggers.append(CSVLogger(run.folder, name="metrics", flush_logs_every_n_steps=1))
+            loggers.append(CSVLogger(run.folder, name=RunFolder(run.folder).metrics.name, flush_logs_every_n_steps=1))
         if self.wandb != "disabled":
             loggers.append(
                 WandbLogger(

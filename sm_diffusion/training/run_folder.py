@@ -24,6 +24,7 @@ from sm_diffusion.types import UserError
 
 CONFIG, ENVIRONMENT, PARAMETERS, RESULTS = "config.yaml", "environment.json", "parameters.txt", "results.json"
 CHECKPOINTS, HEARTBEAT, ADAPTER, RUN_ID, LOCK = "checkpoints", "heartbeat", "adapter", "run_id", ".lock"
+METRICS, PROFILE, PLOTS = "metrics", "profile", "plots"
 STALE_MARK = "stale"  # what the run started from was trained again
 
 # Settings that every version of train.py has written into config.yaml; together nobody else has them.
@@ -35,11 +36,11 @@ _BEATS = ("rank-*.json", ".rank-*.tmp", "verdict.txt")
 # still known for a run. Of a folder in the list the listed content goes, then the folder itself if it is empty.
 _WRITTEN: tuple[tuple[str, tuple[str, ...]], ...] = (
     (CHECKPOINTS, ("last.ckpt", "last-v*.ckpt", "best-*.ckpt", "step-*.ckpt", ".*.partial", ".*.old", ".*.trash")),
-    ("metrics", ("version_*/metrics.csv", "version_*/hparams.yaml", "version_*")),
+    (METRICS, ("version_*/metrics.csv", "version_*/hparams.yaml", "version_*")),
     ("wandb", ("run-*", "offline-run-*", "latest-run", "debug*.log", "settings")),
     (HEARTBEAT, _BEATS),
-    ("profile", ("trace-rank*.json", "summary-rank*.txt")),
-    ("plots", ("loss.*", "omegas.*", "lambda.*")),
+    (PROFILE, ("trace-rank*.json", "summary-rank*.txt")),
+    (PLOTS, ("loss.*", "omegas.*", "lambda.*")),
     (ADAPTER, ("adapter_config.json", "adapter_model.safetensors", "smd_adapter.json", "soft_mask.safetensors",
                "transparency_config.json", "smd_model.json", "tokenizer.json", "tokenizer_config.json",
                "special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja",
@@ -63,20 +64,67 @@ class RunFolder:
         self._lock: FileLock | None = None
 
     @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.path / CONFIG
+
+    @property
+    def environment(self) -> Path:
+        """Versions, machine, and the digest of the checkpoint it began with; written at the start."""
+        return self.path / ENVIRONMENT
+
+    @property
+    def parameters(self) -> Path:
+        """One line a parameter: its size, shape and name."""
+        return self.path / PARAMETERS
+
+    @property
+    def results(self) -> Path:
+        """What a finished run says about itself; absent while it runs."""
+        return self.path / RESULTS
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / CHECKPOINTS
 
     @property
     def last(self) -> Path:
+        """The newest checkpoint: a file, or a folder of shards."""
         return self.checkpoints / "last.ckpt"
 
     @property
-    def config(self) -> Path:
-        return self.path / CONFIG
+    def metrics(self) -> Path:
+        """The CSV logger's folder: version_0, and one more each time the run was continued."""
+        return self.path / METRICS
 
     @property
-    def results(self) -> Path:
-        return self.path / RESULTS
+    def plots(self) -> Path:
+        return self.path / PLOTS
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter folder that a fine-tuning with adapters leaves."""
+        return self.path / ADAPTER
+
+    @property
+    def heartbeat(self) -> Path:
+        """What its processes tell one another; there while the run lasts."""
+        return self.path / HEARTBEAT
+
+    @property
+    def profile(self) -> Path:
+        """The traces that `trainer.profile` asks for."""
+        return self.path / PROFILE
+
+    @property
+    def stale_mark(self) -> Path:
+        """Its presence says that the run this one began from was trained again."""
+        return self.path / STALE_MARK
+
+    def shown(self) -> list[Path]:
+        """What people look for in it, where it is there: results, figures, the last checkpoint."""
+        figures = [*sorted(self.path.glob("*.png")), *sorted(self.plots.glob("*.png"))]
+        return [path for path in (self.results, *figures, self.last) if path.exists()]
 
     # ------------------------------------------------------------------------------------------------- what it holds
 
@@ -171,7 +219,7 @@ class RunFolder:
 
     def forget_beats(self) -> None:
         """Delete what the processes of an earlier program wrote about themselves."""
-        folder = self.path / HEARTBEAT
+        folder = self.heartbeat
         for pattern in _BEATS:
             for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
@@ -245,6 +293,11 @@ class RunFolder:
         found = agent or (name.replace("/", "-") if continues and self.is_run() else uuid.uuid4().hex[:12])
         write_text(noted, found + "\n")
         return found
+
+
+def run_of(checkpoint: Path) -> RunFolder | None:
+    """The run whose checkpoint this is, judged by its place; None: it lies elsewhere."""
+    return RunFolder(checkpoint.parents[1]) if checkpoint.parent.name == CHECKPOINTS else None
 
 
 def name_problem(name: str) -> str | None:

@@ -21,6 +21,7 @@ from sm_diffusion.reproduction.report.figures import (
 )
 from sm_diffusion.reproduction.report.points import accuracy_metrics, accuracy_over_nfe, frontier, throughput
 from sm_diffusion.reproduction.run_logs import read_metrics, run_omegas, run_vocabulary
+from sm_diffusion.training.run_folder import RunFolder
 from sm_diffusion.types import UserError
 
 PERPLEXITY = "generative perplexity (lower: more likely)"
@@ -171,7 +172,7 @@ def save_run_plots(run_dir: Path, formats: Sequence[str] = ("png",)) -> list[Pat
     """Draw what there is to draw of one run into its `plots` folder; the files written."""
     logs, files = read_metrics(run_dir), []
     for kind in formats:
-        folder = run_dir / "plots"
+        folder = RunFolder(run_dir).plots
         if {TRAIN, VALIDATION} & set(logs):
             files.append(loss_curves({run_dir.name: [logs]}, folder / f"loss.{kind}"))
         if set(OMEGAS) & set(logs):
@@ -198,9 +199,10 @@ def draw_target(
     """
     folder = Path(target)
     if target in list_experiments():
-        beside = (RUNS if where.startswith(WANDB_PREFIX) else Path(where)) / target / "plots"
+        beside = RunFolder((RUNS if where.startswith(WANDB_PREFIX) else Path(where)) / target).plots
         return draw_all(source_of(load_experiment(target), check_source(where)), out or beside, only, formats)
-    if not (folder / "config.yaml").is_file() and not (folder / "results.json").is_file():
+    run = RunFolder(folder)
+    if not run.config.is_file() and not run.results.is_file():
         names = ", ".join(list_experiments()) or "none"
         raise UserError(f"{target}: neither a run folder (with config.yaml) nor an experiment ({names})")
     return save_run_plots(folder, formats), {}

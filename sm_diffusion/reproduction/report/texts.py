@@ -9,6 +9,7 @@ from typing import Any
 from sm_diffusion.files import parse_json, read_json, write_json
 from sm_diffusion.reproduction.collected import Row
 from sm_diffusion.reproduction.report.trajectory_page import read_recording
+from sm_diffusion.training.run_folder import RunFolder
 
 RECORDING = "trajectory.json"
 MOST_BYTES = 8 * 2**20  # of one recording inside the page
@@ -24,7 +25,7 @@ def own_folder(row: Row) -> Path | None:
 
 def checkpoint_of(folder: Path) -> Path | None:
     """The file to sample from; sharded checkpoints are folders and are left out."""
-    path = folder / "checkpoints" / "last.ckpt"
+    path = RunFolder(folder).last
     return path if path.is_file() else None
 
 
@@ -95,6 +96,6 @@ def environment_of(folder: Path | None, results: dict[str, Any]) -> dict[str, An
     keys = ("python", "versions", "machine")
     if all(results.get(key) for key in keys):
         return {key: results[key] for key in keys}
-    path = folder / "environment.json" if folder is not None else None
+    path = RunFolder(folder).environment if folder is not None else None
     content = read_json(path) if path is not None and path.is_file() else {}
     return {key: results.get(key) or content.get(key) for key in keys}

@@ -37,6 +37,7 @@ from sm_diffusion.reproduction.search.records import (
 )
 from sm_diffusion.reproduction.search.sweep import check, refuse_own_keys
 from sm_diffusion.reproduction.workers import Processes, sigterm_as_exit
+from sm_diffusion.training.run_folder import RunFolder
 from sm_diffusion.types import UserError
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class Searcher:
     def _finish(self, folder: Path, status: int, log: str) -> None:
         record, trial = self.running.pop(folder)
         if status == 0:
-            record.value = float(read_results(folder / "results.json")["metrics"][self.metric])
+            record.value = float(read_results(RunFolder(folder).results)["metrics"][self.metric])
             record.state, said = FINISHED, f"{self.metric} {record.value:.6g}"
             if not math.isfinite(record.value):
                 record.state, record.value = FAILED, None

@@ -9,6 +9,7 @@ import yaml
 
 from sm_diffusion.files import write_json
 from sm_diffusion.reproduction import state
+from sm_diffusion.training.run_folder import RunFolder
 from tests.helpers.experiments import make_run, row_config
 
 
@@ -24,7 +25,7 @@ def test_state_of_run_folders(tmp_path: Path) -> None:
     assert state.state_of(folder, config) == (state.State.INTERRUPTED, [])
     write_json(folder / "results.json", {"metrics": {}, "config": config})
     assert state.state_of(folder, config) == (state.State.DONE, [])
-    (folder / state.STALE_MARK).touch()
+    RunFolder(folder).stale_mark.touch()
     assert state.state_of(folder, config) == (state.State.STALE, [])
 
 

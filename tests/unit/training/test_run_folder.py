@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sm_diffusion.training.run_folder import RunFolder, name_problem
+from sm_diffusion.training.run_folder import RunFolder, name_problem, run_of
 from sm_diffusion.types import UserError
 
 SETTINGS = {
@@ -251,3 +251,31 @@ def test_the_id_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert RunFolder(old).run_id(name="e/n", continues=True) == "e-n"  # begun by an earlier version
     monkeypatch.setenv("WANDB_SWEEP_ID", "s")
     assert RunFolder(tmp_path / "c").run_id(name="n", continues=False) == "not-a-sweep"
+
+
+def test_names_are_those_of_earlier_runs() -> None:
+    run = RunFolder("run")
+    named = (run.config, run.environment, run.parameters, run.results, run.last, run.metrics, run.plots, run.adapter)
+    assert [str(path.relative_to("run")) for path in named] == [
+        "config.yaml", "environment.json", "parameters.txt", "results.json", "checkpoints/last.ckpt", "metrics",
+        "plots", "adapter",
+    ]  # fmt: skip
+
+
+def test_a_checkpoint_knows_its_run() -> None:
+    found = run_of(Path("runs/a/checkpoints/last.ckpt"))
+    assert found is not None
+    assert found.path == Path("runs/a")
+    assert run_of(Path("elsewhere/last.ckpt")) is None
+
+
+def test_what_is_shown_is_named_in_order(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    fill(tmp_path, "plots/b.png", "plots/a.png", "c.png", "checkpoints/best-3.ckpt", "results.json")
+    assert run.shown() == [run.results, tmp_path / "c.png", run.plots / "a.png", run.plots / "b.png"]
+
+
+def test_asking_for_a_name_loads_no_framework() -> None:
+    program = "import sys, sm_diffusion.training.run_folder; print({'torch', 'lightning', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -17,9 +17,10 @@ import pytest
 
 from sm_diffusion import paths
 from sm_diffusion.cli import main as cli
-from sm_diffusion.reproduction import code_version, state
+from sm_diffusion.reproduction import code_version
 from sm_diffusion.reproduction import experiment as experiments
 from sm_diffusion.reproduction.report.table import report
+from sm_diffusion.training.run_folder import RunFolder
 from sm_diffusion.types import UserError
 from tests.helpers.experiments import make_experiment, make_run, row_config
 
@@ -233,7 +234,7 @@ def test_warnings_of_mixed_settings_missing_cells_and_unfinished_runs(
     other = row_config("soft", 2, trainer={"max_steps": 7})
     make_run(tmp_path, "soft", seed=2, config=other, metrics={"val/ppl": 9.0})
     (make_run(tmp_path, "binary") / "results.json").unlink()
-    (make_run(tmp_path, "pretrain") / state.STALE_MARK).touch()
+    RunFolder(make_run(tmp_path, "pretrain")).stale_mark.touch()
     text = " ".join(report(toy, runs=tmp_path).split())
     assert "warning: soft: its seeds were run with different settings" in text
     assert "warning: soft: val/bits_per_byte is missing with seed 2" in text
