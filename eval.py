@@ -21,8 +21,14 @@ def run(config: EvalConfig) -> dict[str, Any]:
     return evaluate(config)
 
 
+def check(config: EvalConfig) -> None:
+    from sm_diffusion.app.compose import check_eval
+
+    check_eval(config)
+
+
 if __name__ == "__main__":
     interrupts.listen()
     from sm_diffusion.config.launch import launch
 
-    launch("eval", run)
+    launch("eval", run, check)

@@ -25,8 +25,14 @@ def run(config: TrainConfig) -> float:
     return float(train(config, draw=save_run_plots)["metrics"]["val/nll"])  # what a sweep minimises
 
 
+def check(config: TrainConfig) -> None:
+    from sm_diffusion.app.compose import check_train
+
+    check_train(config)
+
+
 if __name__ == "__main__":
     interrupts.listen()
     from sm_diffusion.config.launch import launch
 
-    launch("train", run)
+    launch("train", run, check)

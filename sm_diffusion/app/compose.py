@@ -23,18 +23,29 @@ def compose_and_validate(program: str, overrides: Sequence[str], *, checkpoint_e
     checkpoint to start from exists yet, whether the run folder is free. checkpoint_exists: for eval, the checkpoint
     must be there.
     """
-    from sm_diffusion.app.validate import validate_eval, validate_train
     from sm_diffusion.config.compose import compose_config
 
     config = compose_config(program, overrides)
     if program == "eval":
-        validate_eval(config if checkpoint_exists else dataclasses.replace(config, checkpoint=str(ROOT)))
+        check_eval(config if checkpoint_exists else dataclasses.replace(config, checkpoint=str(ROOT)))
     else:
         trainer = dataclasses.replace(config.trainer, accelerator=_any_device(config.trainer.accelerator))
-        validate_train(
-            dataclasses.replace(config, trainer=trainer, init_from=None, ckpt_path=None, overwrite=True)
-        )
+        check_train(dataclasses.replace(config, trainer=trainer, init_from=None))
     return config
+
+
+def check_train(config: Any) -> None:
+    """UserError lists all that is wrong with a training, but for what its own folder holds when it starts."""
+    from sm_diffusion.app.validate import validate_train
+
+    validate_train(dataclasses.replace(config, ckpt_path=None, overwrite=True))
+
+
+def check_eval(config: Any) -> None:
+    """UserError lists all that is wrong with an evaluation."""
+    from sm_diffusion.app.validate import validate_eval
+
+    validate_eval(config)
 
 
 def _any_device(accelerator: str) -> str:

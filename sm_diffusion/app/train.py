@@ -27,6 +27,7 @@ from sm_diffusion.denoisers.checkpoints.weights import PROVENANCE_KEY, check_fit
 from sm_diffusion.diffusion.predictor import Predictor, SoftMaskPredictor
 from sm_diffusion.evaluation.results import environment
 from sm_diffusion.files import read_json, sha256_of, write_json, write_text
+from sm_diffusion.training import loggers
 from sm_diffusion.training.callbacks.begin import BeginRun
 from sm_diffusion.training.checkpoints import store as ckpt_store
 from sm_diffusion.training.checkpoints.adapter_folder import write_adapter_folder
@@ -99,10 +100,12 @@ def _train(config: TrainConfig, folder: RunFolder, draw: Callable[[Path], object
         begin.now(first=built.trainer.is_global_zero)  # where there was nothing left to train
         results = _finish(config, built, module, datamodule, draw)
     except BaseException as error:
+        loggers.close(run_id, failed=True)
         instead = built.watchers.watchdog.close(error)
         if instead is None:
             raise
         raise instead from None
+    loggers.close(run_id, failed=False)
     built.watchers.watchdog.close()
     return results
 

@@ -89,6 +89,11 @@ def provenance(config: root.TrainConfig) -> dict[str, Any]:
 
 def restore_train_config(provenance: Mapping[str, Any]) -> root.TrainConfig:
     """The configuration a checkpoint carries, of this version or an earlier one. UserError when it cannot be read."""
+    return typed("train", stored_config(provenance))  # type: ignore[no-any-return]
+
+
+def stored_config(provenance: Mapping[str, Any]) -> DictConfig:
+    """As `restore_train_config`, still open to changes."""
     register()
     try:
         base = OmegaConf.structured(nodes.node_of(root.TrainConfig))
@@ -97,6 +102,6 @@ def restore_train_config(provenance: Mapping[str, Any]) -> root.TrainConfig:
             kind, stored = types.get(item.name), config.get(item.name)
             node = nodes.stored_node(item.metadata["group"], ALIASES, kind, stored)
             base[item.name] = OmegaConf.structured(node)
-        return typed("train", OmegaConf.merge(base, config))  # type: ignore[no-any-return, arg-type]
+        return OmegaConf.merge(base, config)  # type: ignore[return-value]
     except (KeyError, TypeError, AttributeError, OmegaConfBaseException) as error:
         raise UserError(f"the checkpoint's configuration is of another version: {one_line(error)}") from None

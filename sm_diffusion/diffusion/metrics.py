@@ -6,7 +6,8 @@ no device and sends nothing between processes. Without a recorder (sampling, eva
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -54,13 +55,24 @@ class Recorder:
             reduce: the sum of a float64 tensor over all processes.
             device: where `reduce` takes it.
         """
+        found = self.sums(reduce, device=device)
+        self._sums = {}
+        return {name: total / count if count else math.nan for name, (total, count) in found.items()}
+
+    def sums(self, reduce: Callable[[Tensor], Tensor], *, device: torch.device) -> dict[str, tuple[float, float]]:
+        """(sum, count) of every name over all processes, for a checkpoint; the interval goes on. Arguments: `read`."""
         if not self._sums:
             return {}
         names = sorted(self._sums)
         flat = [part.to(device).double() for name in names for part in self._sums[name]]
-        self._sums = {}
-        sums_M2 = reduce(torch.stack(flat)).view(-1, 2)
-        return dict(zip(names, (sums_M2[:, 0] / sums_M2[:, 1]).tolist(), strict=True))
+        pairs = reduce(torch.stack(flat)).view(-1, 2).tolist()
+        return {name: (total, count) for name, (total, count) in zip(names, pairs, strict=True)}
+
+    def restore(self, sums: Mapping[str, tuple[float, float]], *, first: bool) -> None:
+        """Go on from `sums`, which one process takes over: `first`. The others know the names."""
+        for name, pair in sums.items():
+            total, count = (torch.tensor(value if first else 0.0, dtype=torch.float64) for value in pair)
+            self._sums[name] = (total, count)
 
 
 _CURRENT: ContextVar[Recorder | None] = ContextVar("recorder", default=None)

@@ -139,7 +139,7 @@ def workers_of(jobs: int | None, launcher: str | None, num_runs: int) -> Workers
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs {jobs}: give at least 1")
     if launcher is not None:
-        from sm_diffusion.config.launchers import check_launcher
+        from sm_diffusion.config.sweep import check_launcher
 
         check_launcher(launcher)
     slots = jobs or (max(1, num_runs) if launcher else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,3 +58,10 @@ class LoggerSettings:
                 )
             )
         return [*loggers, *(settings.build(run) for settings in self.extra.values())]
+
+
+def close(run_id: str, *, failed: bool) -> None:
+    """End this run at Weights & Biases, if it has one there: the next run of this process would be taken for it."""
+    wandb: Any = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None and wandb.run.id == run_id:
+        wandb.finish(exit_code=int(failed))

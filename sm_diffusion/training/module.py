@@ -163,10 +163,18 @@ class DiffusionModule(L.LightningModule, ABC):
         checkpoint["micro_steps"] = self.trainer.accumulate_grad_batches
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning counts micro-batches: where a step now has another number of them, its counters are translated."""
         then, now = checkpoint.get("micro_steps"), self.trainer.accumulate_grad_batches
-        if then is not None and then != now:  # Lightning counts micro-batches: its counters would be off
-            world = self.trainer.world_size
-            raise UserError(
-                f"data.micro_batch_sequences: the checkpoint took {then} micro-steps an optimizer step, this run "
-                f"{now}; set data.micro_batch_sequences={self.noise.global_batch_sequences // world // then}"
-            )
+        if then is None or then == now:
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            ready = counts["ready"]
+            if ready % then:
+                size = self.noise.global_batch_sequences // self.trainer.world_size // then
+                raise UserError(
+                    f"data.micro_batch_sequences: the checkpoint lies inside an optimizer step of {then} micro-batches "
+                    f"of {size} sequences; continue with data.micro_batch_sequences={size}"
+                )
+            # The newest batch may not be counted as completed yet: what is missing stays missing.
+            counts.update({name: ready // then * now - (ready - count) for name, count in counts.items()})

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from sm_diffusion.training.module import DiffusionModule
 
@@ -32,7 +33,7 @@ class ComputeBudget(Callback):
         self.forward_passes = 0
         self.seconds = 0.0
         self.flops = 0.0
-        self._mark = 0.0
+        self._mark: float | None = None  # since when time counts; None: it does not, outside of training
 
     @property
     def state_key(self) -> str:
@@ -52,13 +53,20 @@ class ComputeBudget(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._count_time()
+        self._mark = None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._mark = time.perf_counter()  # time spent validating is not training time
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._mark = time.perf_counter()  # time spent validating is not training time
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._count_time()
+        self._mark = None
 
     def _count_time(self) -> None:
         now = time.perf_counter()
-        self.seconds += now - self._mark
+        if self._mark is not None:
+            self.seconds += now - self._mark
         self._mark = now
 
     def on_train_batch_end(  # type: ignore[override]

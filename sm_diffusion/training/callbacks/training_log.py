@@ -6,9 +6,12 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from sm_diffusion.training.callbacks.compute_budget import ComputeBudget
 from sm_diffusion.training.module import DiffusionModule
+
+RECORDED = "recorded"  # of a checkpoint: name -> [sum, count] since the last row of the log
 
 
 class TrainingLog(Callback):
@@ -42,11 +45,17 @@ class TrainingLog(Callback):
         if step % self.log_every_steps == 0 or step == trainer.max_steps:
             self._log(trainer, pl_module)
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: DiffusionModule, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+        """What the next row has of the steps so far. A collective."""
+        found = pl_module.recorder.sums(lambda sums: _summed(trainer, sums), device=pl_module.device)
+        checkpoint[RECORDED] = {name: list(pair) for name, pair in found.items()}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: DiffusionModule, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+        pl_module.recorder.restore(checkpoint.get(RECORDED, {}), first=trainer.is_global_zero)
+
     def _log(self, trainer: L.Trainer, pl_module: DiffusionModule) -> None:
         budget = self.budget
-        recorded = pl_module.recorder.read(
-            lambda sums: trainer.strategy.reduce(sums, reduce_op="sum"), device=pl_module.device
-        )
+        recorded = pl_module.recorder.read(lambda sums: _summed(trainer, sums), device=pl_module.device)
         steps, seconds = budget.steps - self._logged[0], budget.seconds - self._logged[1]
         self._logged = (budget.steps, budget.seconds)
         rates = {group["name"]: float(group["lr"]) for group in trainer.optimizers[0].param_groups}
@@ -60,3 +69,8 @@ class TrainingLog(Callback):
         } | pl_module.scalar_values()
         for logger in trainer.loggers:
             logger.log_metrics(self.latest, step=trainer.global_step)
+
+
+def _summed(trainer: L.Trainer, sums: Tensor) -> Tensor:
+    found: Tensor = trainer.strategy.reduce(sums, reduce_op="sum")
+    return found

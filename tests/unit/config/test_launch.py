@@ -24,4 +24,4 @@ def test_only_runs_of_a_sweep_get_folders_of_their_own(
     monkeypatch.setattr(sys, "argv", ["launcher"])  # a job's own process has another command line
     monkeypatch.setenv(launch.TYPED, '["-m", "model=dit_tiny", "overwrite=true", "seed=1,2"]')
     folder = launch._per_job(SimpleNamespace(output_dir="runs/a")).output_dir
-    assert folder == ("runs/a" if kept else "runs/a/003-seed=2")
+    assert folder == ("runs/a" if kept else "runs/a/003-seed_2")
