@@ -14,7 +14,6 @@ from sm_diffusion.app.build import EVALUATION_SEED
 from sm_diffusion.app.build_data import build_source
 from sm_diffusion.app.console import is_first_rank, say
 from sm_diffusion.app.model import Model
-from sm_diffusion.app.strategy import accelerator_of, evaluation_strategy, precision_of
 from sm_diffusion.config.compose import compose_config
 from sm_diffusion.config.nodes import plain
 from sm_diffusion.config.root import EvalConfig
@@ -30,6 +29,8 @@ from sm_diffusion.evaluation.zero_shot import PackedText, ZeroShotEvaluator, pac
 from sm_diffusion.paths import CONF
 from sm_diffusion.training.callbacks.validation import ValidationMetrics
 from sm_diffusion.training.module import DiffusionModule
+from sm_diffusion.training.strategies.settings import evaluation_strategy
+from sm_diffusion.training.trainer_settings import accelerator_of, precision_of
 from sm_diffusion.types import UserError
 
 

@@ -15,7 +15,6 @@ from sm_diffusion.app.build_scores import evaluate_scores
 from sm_diffusion.app.console import is_first_rank, quiet_libraries, say
 from sm_diffusion.app.model import Model
 from sm_diffusion.app.open_model import Given, open_model
-from sm_diffusion.app.strategy import accelerator_of, evaluation_strategy, precision_of
 from sm_diffusion.app.validate import validate_eval
 from sm_diffusion.config.nodes import plain
 from sm_diffusion.config.root import EvalConfig
@@ -31,6 +30,8 @@ from sm_diffusion.files import write_json
 from sm_diffusion.training.callbacks.validation import ValidationMetrics
 from sm_diffusion.training.module import DiffusionModule
 from sm_diffusion.training.run_folder import RunFolder
+from sm_diffusion.training.strategies.settings import evaluation_strategy
+from sm_diffusion.training.trainer_settings import accelerator_of, precision_of
 from sm_diffusion.types import UserError
 
 

@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.strategies import Strategy
 
 from sm_diffusion.app.build_data import micro_batch_sequences
-from sm_diffusion.app.strategy import accelerator_of as accelerator_of
-from sm_diffusion.app.strategy import build_strategy
-from sm_diffusion.app.strategy import precision_of as precision_of
 from sm_diffusion.config.nodes import plain
 from sm_diffusion.config.root import TrainConfig
 from sm_diffusion.training.callbacks.averaging import EMACallback
@@ -28,8 +26,25 @@ from sm_diffusion.training.callbacks.validation import ValidationMetrics
 from sm_diffusion.training.checkpoints.writer import Writer
 from sm_diffusion.training.run_folder import RunFolder
 from sm_diffusion.training.strategies.saving import SafeCheckpointIO
-from sm_diffusion.training.trainer_settings import SKIPPED_STEPS, TRACED_STEPS
+from sm_diffusion.training.strategies.settings import StrategyContext
+from sm_diffusion.training.trainer_settings import SKIPPED_STEPS, TRACED_STEPS, accelerator_of, precision_of
 from sm_diffusion.training.watchdog.watchdog import Watchdog
+
+
+def build_strategy(config: TrainConfig, writer: Writer) -> Strategy:
+    """The strategy the configuration names. UserError when its package is not installed."""
+    trainer = config.trainer
+    accelerator = accelerator_of(trainer.accelerator)
+    return config.strategy.build(
+        StrategyContext(
+            accelerator=accelerator,
+            mixed=precision_of(trainer.precision, accelerator) == "bf16-mixed",
+            num_processes=trainer.devices * trainer.num_nodes,
+            feeds_back=config.variant.feeds_back,
+            layout=config.callbacks.checkpoint.layout,
+            writer=writer,
+        )
+    )
 
 
 def build_checkpoints(settings: CheckpointSettings, folder: Path) -> list[Callback]:

@@ -9,13 +9,10 @@ from collections.abc import Iterator
 import torch
 
 from sm_diffusion.config.root import TrainConfig
+from sm_diffusion.registry import problems_of
+from sm_diffusion.training.strategies.settings import NO_DEEPSPEED
 from sm_diffusion.training.trainer_settings import SKIPPED_STEPS, TRACED_STEPS
 
-NAMES = ("single", "ddp", "fsdp", "deepspeed")
-BACKENDS = ("auto", "gloo", "nccl")
-DTYPES = ("float32", "bfloat16")
-LAYOUTS = ("consolidated", "sharded")
-COMPILE_BACKENDS = ("inductor", "aot_eager", "eager")  # the others debug or need packages
 COMPILERS = ("g++", "clang++")  # what inductor writes C++ for
 
 
@@ -23,16 +20,7 @@ def strategy_problems(config: TrainConfig) -> Iterator[str]:
     """One line for each problem: key=value: what is wrong; what to set instead."""
     strategy, trainer = config.strategy, config.trainer
     on_cpu = trainer.accelerator == "cpu" or (trainer.accelerator == "auto" and not torch.cuda.is_available())
-    for key, choices in (
-        ("name", NAMES),
-        ("backend", BACKENDS),
-        ("gather_dtype", ("auto", *DTYPES)),
-        ("reduce_dtype", DTYPES),
-    ):
-        if vars(strategy)[key] not in choices:
-            yield f"strategy.{key}={vars(strategy)[key]}: unknown; choose one of {', '.join(choices)}"
-    if not strategy.timeout_seconds > 0:
-        yield f"strategy.timeout_seconds={strategy.timeout_seconds}: must be positive"
+    yield from problems_of(strategy)
     yield from _processes(config, on_cpu=on_cpu)
     yield from _ignored(config)
     yield from _checkpoints(config)
@@ -46,9 +34,6 @@ def _compiled(config: TrainConfig, *, on_cpu: bool) -> Iterator[str]:
     first = SKIPPED_STEPS + TRACED_STEPS
     if trainer.profile and trainer.max_steps < first:
         yield f"trainer.profile=true: traces steps up to {first} of {trainer.max_steps}; set trainer.max_steps={first}"
-    if trainer.compile_backend not in COMPILE_BACKENDS:
-        choices = ", ".join(COMPILE_BACKENDS)
-        yield f"trainer.compile_backend={trainer.compile_backend}: unknown; choose one of {choices}"
     if not trainer.compile:
         return
     if config.strategy.name == "deepspeed":
@@ -100,9 +85,7 @@ def _ignored(config: TrainConfig) -> Iterator[str]:
 
 def _checkpoints(config: TrainConfig) -> Iterator[str]:
     layout = config.callbacks.checkpoint.layout
-    if layout not in LAYOUTS:
-        yield f"callbacks.checkpoint.layout={layout}: unknown; choose one of {', '.join(LAYOUTS)}"
-    elif layout == "sharded" and config.strategy.name != "fsdp":
+    if layout == "sharded" and config.strategy.name != "fsdp":
         yield (
             f"callbacks.checkpoint.layout=sharded: strategy.name={config.strategy.name} writes one file; "
             "set strategy=fsdp or callbacks.checkpoint.layout=consolidated"
@@ -112,7 +95,7 @@ def _checkpoints(config: TrainConfig) -> Iterator[str]:
 def _deepspeed(config: TrainConfig, *, on_cpu: bool) -> Iterator[str]:
     strategy = config.strategy
     if importlib.util.find_spec("deepspeed") is None:
-        yield "strategy.name=deepspeed: not installed; pip install 'sm-diffusion[scale]', or set strategy=fsdp"
+        yield NO_DEEPSPEED
     if strategy.zero_stage not in (1, 2, 3):
         yield f"strategy.zero_stage={strategy.zero_stage}: choose 1, 2 or 3"
     if strategy.zero_stage == 3 and config.peft.kind != "none":

@@ -29,7 +29,7 @@ class TrainerSettings:
     deterministic: bool = False
     threads: int | None = None  # CPU threads; null: torch's choice
     compile: bool = False  # torch.compile of the blocks: faster steps, minutes for the first one
-    compile_backend: str = "inductor"  # inductor | aot_eager | eager (the last two: to find faults)
+    compile_backend: Literal["inductor", "aot_eager", "eager"] = "inductor"  # the last two: to find faults
     profile: bool = False  # trace optimizer steps 3 to 5 into <output_dir>/profile
 
     def problems(self) -> Iterator[str]:
@@ -41,3 +41,13 @@ class TrainerSettings:
             yield f"trainer.val_every_steps={self.val_every_steps}: must be >= 0 (0: only at the end)"
         if self.accelerator == "cuda" and not torch.cuda.is_available():
             yield "trainer.accelerator=cuda: this machine has no CUDA device; set trainer.accelerator=cpu"
+
+
+def accelerator_of(name: str) -> str:
+    """cpu or cuda; "auto" takes a GPU where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def precision_of(name: str, accelerator: str) -> str:
+    """Lightning's name; "auto" is bf16-mixed on CUDA and 32-true elsewhere."""
+    return ("bf16-mixed" if accelerator == "cuda" else "32-true") if name == "auto" else name

@@ -56,7 +56,7 @@ class CheckpointSettings:
     every_steps: int = 1000
     keep_every: bool = False  # keep each periodic checkpoint, not only the newest
     keep_best: int = 1  # by validation NLL
-    layout: str = "consolidated"  # consolidated (one file) | sharded (fsdp: a folder, every rank writes its part)
+    layout: Literal["consolidated", "sharded"] = "consolidated"  # one file | fsdp: a folder, each rank writes its part
     async_save: bool = False  # write while training goes on; memory for one more copy of the checkpoint
     verify: bool = True  # compare a checkpoint with its checksum before a run continues from it
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import Strategy
 
-from sm_diffusion.app.strategy import build_strategy
+from sm_diffusion.app.trainer import build_strategy
 from sm_diffusion.app.validate_strategy import strategy_problems
 from sm_diffusion.config.compose import compose_config
 from sm_diffusion.training.checkpoints.writer import Writer
@@ -21,7 +21,10 @@ from sm_diffusion.types import UserError
 
 
 def problems(*overrides: str) -> list[str]:
-    return list(strategy_problems(compose_config("train", ["trainer.accelerator=cpu", *overrides])))
+    try:
+        return list(strategy_problems(compose_config("train", ["trainer.accelerator=cpu", *overrides])))
+    except UserError as error:  # what the types of the settings say
+        return str(error).splitlines()
 
 
 def built(*overrides: str) -> Strategy:
