@@ -83,7 +83,7 @@ GROUPS = (
     Group("times", "how diffusion times are sampled", (_S + "diffusion.schedule", _S + "diffusion.sft"), option=False),
     Group("objective", "the training loss", (_S + "diffusion.objective", _S + "diffusion.sft")),
     Group("peft", "adapters on a frozen network", (_S + "denoisers.adapters.settings",)),
-    Group("data", "the corpus", (_S + "config.schema_data", _S + "config.schema_peft")),
+    Group("data", "the corpus", (_S + "data.settings", _S + "data.chat.settings")),
     Group("optim", "the optimiser", (_S + "training.optim",)),
     Group("trainer", "how long and on what a run is carried out", (_S + "training.trainer_settings",)),
     Group("strategy", "how a step is spread over processes", (_S + "training.strategies.settings",)),

@@ -6,8 +6,6 @@ from typing import Any
 
 from sm_diffusion.config.compose import provenance
 from sm_diffusion.config.root import TrainConfig
-from sm_diffusion.config.schema_peft import ChatConfig
-from sm_diffusion.data.chat.rows import longest_row
 from sm_diffusion.denoisers.adapters.state import with_adapter
 from sm_diffusion.diffusion.objective import Objective
 from sm_diffusion.diffusion.predictor import Predictor
@@ -42,7 +40,7 @@ def build_module(
             evaluation_seed=EVALUATION_SEED,
             global_batch_sequences=config.data.global_batch_sequences,
             validation_sequences=validation_sequences,
-            row_width=longest_row(config.data.length) if isinstance(config.data, ChatConfig) else None,
+            row_width=config.data.row_width,
         ),
         "provenance": provenance(config),
     }

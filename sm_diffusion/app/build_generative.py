@@ -11,16 +11,15 @@ import lightning as L
 from lightning.fabric import Fabric
 
 from sm_diffusion.app.build import EVALUATION_SEED
-from sm_diffusion.app.build_data import build_source
 from sm_diffusion.app.console import is_first_rank, say
 from sm_diffusion.app.model import Model
 from sm_diffusion.config.compose import compose_config
 from sm_diffusion.config.nodes import plain
 from sm_diffusion.config.root import EvalConfig
-from sm_diffusion.config.schema_data import FileCorpusConfig
 from sm_diffusion.config.schema_eval import GenerativeConfig, ZeroShotConfig
 from sm_diffusion.data.corpora.base import Document, TextFiles
 from sm_diffusion.data.datamodule import TokenDataModule
+from sm_diffusion.data.settings import FileCorpusSettings
 from sm_diffusion.evaluation.generation.evaluator import GenerativeEvaluator, SampleSet, SamplingPlan, Scorers
 from sm_diffusion.evaluation.generation.mauve import FEWEST, MauveScorer, require_mauve, too_few
 from sm_diffusion.evaluation.generation.reader import CausalJudge, load_judge
@@ -193,7 +192,7 @@ def source_documents(name: str) -> tuple[Iterator[Document], bool]:
     options = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
     if name in options:
         data = compose_config("eval", ["checkpoint=none", f"data={name}"]).data
-        return build_source(data).validation(), not isinstance(data, FileCorpusConfig) or data.add_eos
+        return data.source().validation(), not isinstance(data, FileCorpusSettings) or data.add_eos
     try:
         files = TextFiles(
             paths=[name], text_field="text", split_blank_lines=False, validation_fraction=0.5, validation_paths=None

@@ -9,7 +9,6 @@ from typing import Any
 import lightning as L
 
 from sm_diffusion.app.build import EVALUATION_SEED, build_module
-from sm_diffusion.app.build_data import build_datamodule
 from sm_diffusion.app.build_generative import Evaluated, build_generative, build_zero_shot
 from sm_diffusion.app.build_scores import evaluate_scores
 from sm_diffusion.app.console import is_first_rank, quiet_libraries, say
@@ -18,11 +17,11 @@ from sm_diffusion.app.open_model import Given, open_model
 from sm_diffusion.app.validate import validate_eval
 from sm_diffusion.config.nodes import plain
 from sm_diffusion.config.root import EvalConfig
-from sm_diffusion.config.schema_data import DataConfig
 from sm_diffusion.config.schema_eval import GenerativeConfig, PerplexityConfig, ZeroShotConfig
 from sm_diffusion.config.schema_scores import ScoresConfig
 from sm_diffusion.data.chat.datamodule import ChatDataModule
 from sm_diffusion.data.datamodule import TokenDataModule
+from sm_diffusion.data.settings import DataSettings
 from sm_diffusion.evaluation.base import EvalContext, EvalResult, Evaluator
 from sm_diffusion.evaluation.perplexity import PerplexityEvaluator
 from sm_diffusion.evaluation.results import environment
@@ -65,9 +64,9 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
 def _datamodule(config: EvalConfig, model: Model) -> TokenDataModule | ChatDataModule:
     """The corpus to evaluate on, encoded by the model's own tokenizer. UserError where it is by another one."""
     data = model.run.data
-    if type(data) is DataConfig:
+    if type(data) is DataSettings:
         raise UserError(f"checkpoint={config.checkpoint}: a folder does not say its corpus; give data=...")
-    datamodule = build_datamodule(data, seed=model.run.seed, world_size=config.devices)
+    datamodule = data.datamodule(seed=model.run.seed, world_size=config.devices)
     datamodule.prepare()
     theirs, own = datamodule.tokenizer, model.tokenizer
     text = isinstance(datamodule, TokenDataModule)

@@ -27,7 +27,7 @@ from sm_diffusion.app.model_card import ModelCard, read_card
 from sm_diffusion.app.open_tokenizer import OpenedTokenizer, tokenizer_of_data, tokenizer_of_files
 from sm_diffusion.config.compose import compose_config, restore_train_config
 from sm_diffusion.config.root import EvalConfig, TrainConfig
-from sm_diffusion.config.schema_data import DataConfig
+from sm_diffusion.data.settings import DataSettings
 from sm_diffusion.denoisers.adapters import peft, transparency
 from sm_diffusion.denoisers.checkpoints.weights import Weights, load_into, read_provenance, read_weights
 from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
@@ -67,7 +67,7 @@ class Given:
 
     weights: str = "ema"
     model: ModelSettings | None = None
-    data: DataConfig | None = None
+    data: DataSettings | None = None
     soft_mask: PublishedSoftMask = field(default_factory=PublishedSoftMask)
 
     @staticmethod
@@ -378,7 +378,7 @@ def _run_of_folder(network: Network, given: Given, length: int, *, chat: bool) -
         variant=variant,
         soft_mask=soft_mask,
         model=network.settings,
-        data=given.data or DataConfig(name="none", length=length),
+        data=given.data or DataSettings(name="none", length=length),
         objective=network.card.objective or run.objective,
         schedule=network.card.schedule or run.schedule,
     )

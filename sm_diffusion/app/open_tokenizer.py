@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from sm_diffusion.app.build_data import build_source, tokenizer_spec
-from sm_diffusion.app.build_hf import load_hub_tokenizer
-from sm_diffusion.config.schema_data import DataConfig, TokenizerConfig
-from sm_diffusion.config.schema_peft import ChatConfig
 from sm_diffusion.data.chat.format import ChatFormat, ChatTemplate, RoleLines
+from sm_diffusion.data.chat.settings import ChatSettings, load_hub_tokenizer
+from sm_diffusion.data.settings import DataSettings, TokenizerSettings
 from sm_diffusion.data.stores.base import NoSource
 from sm_diffusion.data.tokenizers.base import TextTokenizer
 from sm_diffusion.data.tokenizers.build import build_tokenizer
@@ -26,7 +24,7 @@ class OpenedTokenizer(NamedTuple):
     chat: ChatFormat | None
 
 
-def tokenizer_of_data(data: DataConfig, files: Mapping[str, str] | None) -> OpenedTokenizer:
+def tokenizer_of_data(data: DataSettings, files: Mapping[str, str] | None) -> OpenedTokenizer:
     """The tokenizer of models trained on this data.
 
     Args:
@@ -34,7 +32,7 @@ def tokenizer_of_data(data: DataConfig, files: Mapping[str, str] | None) -> Open
         files: as `TextTokenizer.files` gave them (empty: this kind needs none); None: nothing is recorded, so the
             tokenizer is opened by its name, or found by the corpus it was trained on.
     """
-    kind, chat = data.tokenizer.kind, isinstance(data, ChatConfig)
+    kind, chat = data.tokenizer.kind, isinstance(data, ChatSettings)
     if files or kind in ("char", "byte"):
         with tempfile.TemporaryDirectory() as folder:
             for name, text in (files or {}).items():
@@ -43,8 +41,8 @@ def tokenizer_of_data(data: DataConfig, files: Mapping[str, str] | None) -> Open
     if kind == "hub":
         return hub_tokenizer(data.tokenizer.path, mask=data.tokenizer.mask, chat=chat)
     # A BPE was trained on the corpus, whose content says which file it is.
-    source = build_source(data) if kind == "bpe" else NoSource()
-    found = build_tokenizer(tokenizer_spec(data), source=source, cache_dir=Path(data.cache_dir).expanduser())
+    source = data.source() if kind == "bpe" else NoSource()
+    found = build_tokenizer(data.tokenizer_spec(), source=source, cache_dir=Path(data.cache_dir).expanduser())
     return OpenedTokenizer(found, RoleLines(found) if chat else None)
 
 
@@ -69,7 +67,7 @@ def tokenizer_of_files(
             except Exception as error:  # the package raises bare Exception for every unreadable file
                 raise UserError(f"{folder / 'tokenizer.json'}: no readable tokenizer ({error})") from None
         case _:
-            spec = tokenizer_spec(DataConfig(tokenizer=TokenizerConfig(kind=kind)))
+            spec = DataSettings(tokenizer=TokenizerSettings(kind=kind)).tokenizer_spec()
             found = build_tokenizer(spec, source=NoSource(), cache_dir=folder)
     return OpenedTokenizer(found, RoleLines(found) if chat else None)
 

@@ -11,7 +11,6 @@ import torch
 from omegaconf import OmegaConf
 
 from sm_diffusion.app.build import build_module, build_predictor
-from sm_diffusion.app.build_data import build_datamodule
 from sm_diffusion.app.console import is_first_rank, quiet_libraries, say
 from sm_diffusion.app.model_card import card_of_run, write_card
 from sm_diffusion.app.open_model import CHECKPOINT, copy_weights, locate
@@ -67,7 +66,7 @@ def _check_folder(config: TrainConfig, folder: RunFolder) -> None:
 
 def _train(config: TrainConfig, folder: RunFolder, draw: Callable[[Path], object] | None) -> dict[str, Any]:
     world_size = config.trainer.devices * config.trainer.num_nodes
-    datamodule = build_datamodule(config.data, seed=config.seed, world_size=world_size)
+    datamodule = config.data.datamodule(seed=config.seed, world_size=world_size)
     datamodule.prepare()
     validate_vocabulary(config, datamodule.vocab_size)
 

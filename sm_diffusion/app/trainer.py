@@ -9,7 +9,6 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import Strategy
 
-from sm_diffusion.app.build_data import micro_batch_sequences
 from sm_diffusion.config.nodes import plain
 from sm_diffusion.config.root import TrainConfig
 from sm_diffusion.training.callbacks.averaging import EMACallback
@@ -133,7 +132,7 @@ def build_trainer(config: TrainConfig, *, bytes_per_token: float, run_id: str, b
     accelerator = accelerator_of(settings.accelerator)
     world_size = settings.devices * settings.num_nodes
     per_rank = config.data.global_batch_sequences // world_size
-    accumulate = per_rank // micro_batch_sequences(config.data, world_size)
+    accumulate = per_rank // config.data.micro_batch(world_size)
     writer = Writer(background=config.callbacks.checkpoint.async_save)
     watchers = build_callbacks(config, context, writer, bytes_per_token=bytes_per_token)
     trainer = L.Trainer(

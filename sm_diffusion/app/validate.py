@@ -13,9 +13,9 @@ from sm_diffusion.app.validate_hf import hf_problems
 from sm_diffusion.app.validate_scores import scores_problems
 from sm_diffusion.app.validate_strategy import strategy_problems
 from sm_diffusion.config.root import EvalConfig, TrainConfig
-from sm_diffusion.config.schema_data import DataConfig, FileCorpusConfig, TextFilesConfig
 from sm_diffusion.config.schema_eval import GenerativeConfig, PerplexityConfig, ZeroShotConfig
 from sm_diffusion.config.schema_scores import ScoresConfig
+from sm_diffusion.data.settings import DataSettings
 from sm_diffusion.denoisers.pretrained.settings import HFSettings
 from sm_diffusion.evaluation.generation.mauve import FEWEST, too_few
 from sm_diffusion.registry import problems_of
@@ -34,7 +34,7 @@ def validate_train(config: TrainConfig) -> None:
             *problems_of(config.soft_mask),
             *config.variant.problems_in_run(config.trainer.max_steps),
             *problems_of(config.objective),
-            *_data(config.data),
+            *problems_of(config.data),
             *hf_problems(config),
             *problems_of(config.optim),
             *problems_of(config.trainer),
@@ -60,7 +60,7 @@ def validate_eval(config: EvalConfig) -> None:
         problems += _positive("evaluator.max_sequences", config.evaluator.max_sequences)
     problems += [*config.sampler.problems(), *_generation(config)]
     if config.data is not None:
-        problems += _data(config.data)
+        problems += problems_of(config.data)
     _report(problems)
 
 
@@ -95,9 +95,9 @@ def _is_hub_id(config: EvalConfig) -> bool:
     return config.checkpoint in PINNED or (revision is not None and config.checkpoint.count("/") == 1)
 
 
-def validate_data(data: DataConfig) -> None:
+def validate_data(data: DataSettings) -> None:
     """Raise UserError listing every problem of a corpus's settings."""
-    _report([*_data(data)])
+    _report(problems_of(data))
 
 
 def validate_vocabulary(config: TrainConfig, vocab_size: int) -> None:
@@ -126,19 +126,6 @@ def _positive(key: str, value: float | None) -> Problems:
 def _inside(key: str, value: float, low: float, high: float, *, hint: str = "") -> Problems:
     if not low <= value <= high:
         yield f"{key}={value}: must lie in [{low:g}, {high:g}]{hint}"
-
-
-def _data(data: DataConfig) -> Problems:
-    yield from _choice("data.tokenizer.kind", data.tokenizer.kind, ("char", "byte", "bpe", "hub"))
-    for key in ("length", "global_batch_sequences", "micro_batch_sequences", "eval_batch_sequences"):
-        yield from _positive(f"data.{key}", vars(data)[key])
-    yield from _positive("data.max_validation_sequences", data.max_validation_sequences)
-    if isinstance(data, FileCorpusConfig):
-        for key in ("shard_documents", "shard_bytes"):
-            yield from _positive(f"data.{key}", vars(data)[key])
-        yield from _inside("data.max_fault_share", data.max_fault_share, 0, 1)
-    if isinstance(data, TextFilesConfig) and not data.paths:
-        yield "data.paths=[]: no files given; set data.paths=[folder-or-glob,...]"
 
 
 def _batches(config: TrainConfig) -> Problems:

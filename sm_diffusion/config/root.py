@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sm_diffusion.config.schema_data import DataConfig
 from sm_diffusion.config.schema_eval import EvaluatorConfig
+from sm_diffusion.data.settings import DataSettings
 from sm_diffusion.denoisers.adapters.settings import AdapterSettings
 from sm_diffusion.denoisers.settings import ModelSettings
 from sm_diffusion.diffusion.soft_mask import SoftMaskSettings
@@ -38,7 +38,7 @@ class TrainConfig:
     variant: VariantSettings = option("variant")
     soft_mask: SoftMaskSettings = option("soft_mask")
     peft: AdapterSettings = option("peft", of="peft")
-    data: DataConfig = option("data")
+    data: DataSettings = option("data")
     schedule: Any = option("schedule")
     objective: Any = option("objective")
     optim: OptimSettings = option("optim")
@@ -60,7 +60,7 @@ class EvalConfig:
     accelerator: str = "auto"
     devices: int = 1
     precision: str = "auto"
-    data: DataConfig | None = option("data", None)  # null: the corpus the checkpoint was trained on
+    data: DataSettings | None = option("data", None)  # null: the corpus the checkpoint was trained on
     model: ModelSettings | None = option("model", None)  # for a published checkpoint, which does not say its heads
     soft_mask: SoftMaskSettings = option("soft_mask")  # top_k of a published checkpoint
     sampler: SamplerSettings = option("sampler")  # of evaluators that generate

@@ -86,7 +86,6 @@ def dit_layout(shape: DiTShape, *, mixed: bool, strategy: StrategySettings) -> p
 def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int) -> Plan:
     """config: TrainConfig. num_devices: data-parallel processes."""
     from sm_diffusion.app.build import build_objective
-    from sm_diffusion.app.build_data import micro_batch_sequences
     from sm_diffusion.denoisers.dit.settings import DiTSettings
     from sm_diffusion.denoisers.settings import label
 
@@ -107,7 +106,7 @@ def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int)
         steps = min(steps, math.ceil(config.trainer.max_flops / (flops.training * tokens_per_step)))
     precision = config.trainer.precision
     mixed = precision == "bf16-mixed" or (precision == "auto" and on_gpu)
-    micro = max(1, micro_batch_sequences(data, num_devices))
+    micro = max(1, data.micro_batch(num_devices))
     shape = ActivationShape(
         num_blocks=model.num_blocks,
         width=model.width,

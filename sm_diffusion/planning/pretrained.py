@@ -16,7 +16,7 @@ from sm_diffusion.planning.memory import BFLOAT16, FLOAT32, logits_chunk_bytes
 from sm_diffusion.types import UserError
 
 if TYPE_CHECKING:
-    from sm_diffusion.config.schema_data import DataConfig
+    from sm_diffusion.data.settings import DataSettings
     from sm_diffusion.denoisers.adapters.settings import AdapterSettings
     from sm_diffusion.denoisers.pretrained.settings import HFSettings
 
@@ -152,18 +152,17 @@ class HFPlan:
         return sum(size for size, _ in self.memory.values())
 
 
-def padded_positions(data: DataConfig) -> int:
+def padded_positions(data: DataSettings) -> int:
     """Positions of the longest possible row."""
-    from sm_diffusion.config.schema_peft import ChatConfig
     from sm_diffusion.data.chat.collate import EXTRA_PADDING, padded_length
+    from sm_diffusion.data.chat.settings import ChatSettings
 
-    return padded_length(data.length, EXTRA_PADDING - 1) if isinstance(data, ChatConfig) else data.length
+    return padded_length(data.length, EXTRA_PADDING - 1) if isinstance(data, ChatSettings) else data.length
 
 
 def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int) -> HFPlan:
     """config: TrainConfig with an HFSettings. num_devices: data-parallel processes."""
     from sm_diffusion.app.build import build_objective
-    from sm_diffusion.app.build_data import micro_batch_sequences
 
     model, peft, data = config.model, config.peft, config.data
     own = model.path is None and not model.shape.vocab_size
@@ -176,7 +175,7 @@ def make_plan(config: Any, *, vocab: int | None, on_gpu: bool, num_devices: int)
     backward = forward if peft.kind != "none" else 2 * forward  # frozen matrices need no gradient of their own
     recomputed = blocks if model.activation_checkpointing else 0
     flops = Flops(forward, forward + backward + recomputed + p_sm * forward, p_sm * forward)
-    micro = max(1, micro_batch_sequences(data, num_devices))
+    micro = max(1, data.micro_batch(num_devices))
     positions = micro * length
     trainable = numbers.adapter_parameters(peft) or numbers.parameters
     memory = memory_parts(config, numbers, positions=positions, masked=math.ceil(share * positions), on_gpu=on_gpu)

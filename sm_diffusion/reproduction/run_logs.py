@@ -83,10 +83,10 @@ def run_omegas(run_dir: Path) -> dict[str, Omegas]:
 
 def run_vocabulary(run_dir: Path) -> int:
     """V of the run's tokenizer, for the axis of entropies."""
-    from sm_diffusion.config.schema_data import TokenizerConfig
+    from sm_diffusion.data.settings import TokenizerSettings
     from sm_diffusion.data.tokenizers.sizes import vocabulary
 
     try:
-        return vocabulary(TokenizerConfig(**read_config(run_dir)["data"]["tokenizer"]))
+        return vocabulary(TokenizerSettings(**read_config(run_dir)["data"]["tokenizer"]))
     except UserError:
         return UNKNOWN_VOCABULARY

@@ -198,7 +198,7 @@ def test_a_missing_package_is_told_before_anything_is_loaded(
 ) -> None:
     arguments = overrides(root, f"without-{package}", option)
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr("sm_diffusion.app.train.build_datamodule", None)
+    monkeypatch.setattr("sm_diffusion.data.chat.settings.ChatSettings.datamodule", None)
     with pytest.raises(UserError, match=message) as caught:
         train(compose_config("train", arguments))
     assert "\n" not in str(caught.value)

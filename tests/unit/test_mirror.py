@@ -14,7 +14,7 @@ MAX_LINES = 400
 KNOWN_UNNAMED = {
     ".": "paths registry types",
     "app": (
-        "build build_data build_generative build_hf build_mix build_scores compose console evaluate model "
+        "build build_generative build_scores compose console evaluate model "
         "model_card open_model open_tokenizer publish train trainer validate validate_scores validate_strategy"
     ),
     "app/commands": "convert prepare recording sample talk",

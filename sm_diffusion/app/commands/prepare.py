@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sm_diffusion.app.build_data import build_datamodule, build_preparation
 from sm_diffusion.app.validate import validate_data
 from sm_diffusion.config.compose import compose_config
 from sm_diffusion.config.root import TrainConfig
@@ -31,12 +30,12 @@ def prepare(
     """
     config: TrainConfig = compose_config("train", overrides)
     validate_data(config.data)
-    preparation = build_preparation(config.data, download=not dry_run)
-    if not preparation.preparers:
+    preparers = config.data.preparation(download=not dry_run)
+    if not preparers:
         if dry_run or verify:
             raise UserError(f"data={config.data.name}: kept in one small file: --dry-run and --verify are for shards")
         _whole(config)
-    for name, preparer in preparation.preparers.items():
+    for name, preparer in preparers.items():
         if dry_run:
             print(_dry_run(name, preparer, workers or cores()))
         elif verify:
@@ -52,7 +51,7 @@ def prepare(
 
 
 def _whole(config: TrainConfig) -> None:
-    data = build_datamodule(config.data, seed=config.seed, world_size=1)
+    data = config.data.datamodule(seed=config.seed, world_size=1)
     data.prepare()
     for split, counts in data.meta.splits.items():
         refused = f"; refused: {_listed(counts.refused)}" if isinstance(counts, ChatSplit) else ""

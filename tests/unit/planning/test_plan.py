@@ -9,7 +9,7 @@ import torch
 
 from sm_diffusion.app.compose import compose_and_validate
 from sm_diffusion.cli import main as cli
-from sm_diffusion.config.schema_data import TokenizerConfig
+from sm_diffusion.data.settings import TokenizerSettings
 from sm_diffusion.data.tokenizers.sizes import vocabulary
 from sm_diffusion.denoisers.dit.model import DiT, DiTShape
 from sm_diffusion.denoisers.dit.settings import DiTSettings
@@ -128,14 +128,14 @@ def test_whole_run() -> None:
 
 
 def test_vocabularies() -> None:
-    assert vocabulary(TokenizerConfig(kind="byte")) == 258
-    assert vocabulary(TokenizerConfig(kind="bpe", vocab_size=5000)) == 5000
-    assert vocabulary(TokenizerConfig(kind="hub", path="gpt2")) == 50258
+    assert vocabulary(TokenizerSettings(kind="byte")) == 258
+    assert vocabulary(TokenizerSettings(kind="bpe", vocab_size=5000)) == 5000
+    assert vocabulary(TokenizerSettings(kind="hub", path="gpt2")) == 50258
 
 
 def test_unknown_hub_tokenizer_asks_for_vocab(tmp_path: Any) -> None:
     with pytest.raises(UserError, match="say it with --vocab"):
-        vocabulary(TokenizerConfig(kind="hub", path=str(tmp_path / "nowhere")))
+        vocabulary(TokenizerSettings(kind="hub", path=str(tmp_path / "nowhere")))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from sm_diffusion.app.build_data import build_datamodule
 from sm_diffusion.config.compose import compose_config
 from sm_diffusion.data.chat.mixes import ChatMix, MessageFiles
 from sm_diffusion.data.corpora.hub import LocalFolder
@@ -74,7 +73,7 @@ def test_chat_mixes_from_the_configuration(tmp_path: Path, name: str) -> None:
         rows = [{"messages": chat(number, roles=roles)} for number in range(40)]
         write_parquet(tmp_path / part / "data" / "all" / "train-00000-of-00001.parquet", rows)
         overrides.append(f"data.parts.{part}.path={tmp_path / part}")
-    data = build_datamodule(compose_config("train", overrides).data, seed=1, world_size=1)
+    data = compose_config("train", overrides).data.datamodule(seed=1, world_size=1)
     data.prepare()
     batch = next(iter(data.train_dataloader()))
     assert batch.maskable_BL is not None

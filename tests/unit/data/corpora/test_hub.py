@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from sm_diffusion.app.build_data import build_datamodule
 from sm_diffusion.config.compose import compose_config
 from sm_diffusion.data.corpora.hub import HubRepository, LocalFolder
 from sm_diffusion.types import UserError
@@ -24,7 +23,7 @@ def test_text8_is_cut_at_ninety_and_ninety_five_percent(tmp_path: Path) -> None:
     (tmp_path / "text8").write_text(letters)
     overrides = ["data=text8", f"data.path={tmp_path}", f"data.cache_dir={tmp_path / 'c'}", "data.length=100"]
     config = compose_config("train", [*overrides, "data.global_batch_sequences=4"])
-    data = build_datamodule(config.data, seed=1, world_size=1)
+    data = config.data.datamodule(seed=1, world_size=1)
     data.prepare()
     assert data.meta.splits["train"].tokens == 3600
     rows = [row for batch in data.val_dataloader() for row in batch.ids_BL.tolist()]
@@ -49,7 +48,7 @@ def test_evaluation_sources_need_their_test_part_only(tmp_path: Path, name: str)
     (write_parquet if file.endswith("parquet") else write_jsonl)(tmp_path / "hub" / file, rows)
     overrides = [f"data={name}", f"data.path={tmp_path / 'hub'}", f"data.cache_dir={tmp_path}", "data.length=16"]
     config = compose_config("train", [*overrides, "data.tokenizer.kind=byte"])
-    data = build_datamodule(config.data, seed=1, world_size=1)
+    data = config.data.datamodule(seed=1, world_size=1)
     data.prepare()
     assert data.meta.splits["validation"].documents == 30
     assert sum(len(batch.ids_BL) for batch in data.val_dataloader()) == data.meta.splits["validation"].sequences
@@ -74,4 +73,4 @@ def test_hub_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         LocalFolder(str(tmp_path)).locate(["*.parquet"])
     config = compose_config("train", ["data=text8"])
     with pytest.raises(UserError, match=r"data=text8: not on the hub: get it from http.*set data\.path=FOLDER"):
-        build_datamodule(config.data, seed=1, world_size=1)
+        config.data.datamodule(seed=1, world_size=1)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sm_diffusion.app.build_data import build_datamodule
 from sm_diffusion.config.compose import compose_config
 from sm_diffusion.data.stores.mixture import MixtureTable
 from sm_diffusion.types import UserError
@@ -68,7 +67,7 @@ def test_mixture_from_the_configuration(tmp_path: Path) -> None:
     ]
     orders = []
     for seed in (1, 1, 2):
-        data = build_datamodule(compose_config("train", overrides).data, seed=seed, world_size=1)
+        data = compose_config("train", overrides).data.datamodule(seed=seed, world_size=1)
         data.prepare()
         orders.append([batch.ids_BL.tolist() for batch in data.train_dataloader()])
     assert orders[0] == orders[1] != orders[2]
@@ -79,4 +78,4 @@ def test_mixture_from_the_configuration(tmp_path: Path) -> None:
         ("data.parts.code.streaming=true", "data.parts.code.streaming=true: a mixture is made of prepared corpora"),
     ):
         with pytest.raises(UserError, match=words):
-            build_datamodule(compose_config("train", [*overrides, change]).data, seed=1, world_size=1)
+            compose_config("train", [*overrides, change]).data.datamodule(seed=1, world_size=1)
