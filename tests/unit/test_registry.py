@@ -44,7 +44,7 @@ def test_registering_the_same_thing_again_changes_nothing(table: None) -> None:
     with pytest.raises(ValueError, match="has a component of this name already"):
         registry.register("schedule", "log_linear")(Pair)
     with pytest.raises(ValueError, match="no such group; the groups are model"):
-        registry.register("shedule", "pair")
+        registry.register("shedule", "pair")(Pair)
 
 
 def test_an_unknown_name_lists_the_choices_and_the_nearest() -> None:
