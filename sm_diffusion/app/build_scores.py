@@ -23,7 +23,7 @@ from sm_diffusion.evaluation.base import EvalContext, EvalResult
 from sm_diffusion.evaluation.benchmarks.answers import AnswerPlan, AnswerStore
 from sm_diffusion.evaluation.benchmarks.evaluator import ScoreEvaluator, Setting, rows_of
 from sm_diffusion.evaluation.benchmarks.tasks import BUDGETS, Task, build_task
-from sm_diffusion.evaluation.execution.executor import ExecutionLimits, Executor
+from sm_diffusion.evaluation.execution.executor import Executor
 from sm_diffusion.evaluation.results import read_results
 from sm_diffusion.sampling.settings import SamplerSettings
 from sm_diffusion.training.run_folder import run_of
@@ -97,13 +97,10 @@ def _executor(settings: ScoresConfig, task: Task) -> Executor | None:
     """Of the first rank, which judges; a machine without a sandbox is refused before any answer is made."""
     if not task.runs_code:
         return None
-    limits = settings.executor
     return Executor(
         allow_code_execution=settings.allow_code_execution,
-        limits=ExecutionLimits(
-            cpu_seconds=limits.cpu_seconds, wall_seconds=limits.wall_seconds, memory_mb=limits.memory_mb
-        ),
-        workers=limits.workers,
+        limits=settings.executor,
+        workers=settings.executor.workers,
     )
 
 

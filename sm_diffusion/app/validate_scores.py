@@ -9,7 +9,6 @@ from pathlib import Path
 from sm_diffusion.config.schema_scores import ScoresConfig
 from sm_diffusion.evaluation.benchmarks.task_data import SOURCES
 from sm_diffusion.evaluation.benchmarks.tasks import BUDGETS, STYLES
-from sm_diffusion.evaluation.execution.executor import ExecutionLimits
 from sm_diffusion.sampling.settings import SamplerSettings
 from sm_diffusion.types import UserError
 
@@ -90,12 +89,4 @@ def _execution(settings: ScoresConfig) -> Iterator[str]:
             f"evaluator.allow_code_execution=false: {settings.name} runs programs a model wrote; "
             "set evaluator.allow_code_execution=true to run them in the sandbox"
         )
-    limits = settings.executor
-    if limits.workers is not None and limits.workers < 1:
-        yield f"evaluator.executor.workers={limits.workers}: must be positive, or null for every core"
-    try:
-        ExecutionLimits(
-            cpu_seconds=limits.cpu_seconds, wall_seconds=limits.wall_seconds, memory_mb=limits.memory_mb
-        )
-    except UserError as error:
-        yield f"evaluator.executor.{str(error).removeprefix('limits.')}"
+    yield from settings.executor.problems()

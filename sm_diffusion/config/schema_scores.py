@@ -5,17 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sm_diffusion.config.schema_eval import EvaluatorConfig
+from sm_diffusion.evaluation.execution.limits import ExecutorSettings
 from sm_diffusion.registry import register
-
-
-@dataclass
-class ExecutorConfig:
-    """Limits of one program a model wrote; MBPP+ and HumanEval+ problems have larger ones of their own."""
-
-    workers: int | None = None  # programs at a time; null: every core
-    cpu_seconds: float = 10.0
-    wall_seconds: float = 20.0
-    memory_mb: int = 1024
 
 
 @register("evaluator", "scores")
@@ -35,7 +26,7 @@ class ScoresConfig(EvaluatorConfig):
     seeds: list[int] = field(default_factory=list)  # mean and spread over these; []: seed
     feedback: str = "auto"  # soft-masking: auto (as the checkpoint) | off | both (two rows a budget)
     allow_code_execution: bool = False  # run programs the model wrote, in the sandbox
-    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    executor: ExecutorSettings = field(default_factory=ExecutorSettings)
     records_dir: str | None = None  # answers and verdicts, resumed from; null: <output_dir>/records
     label: str | None = None  # of this model in the table; null: from the checkpoint's path
     compare: list[str] = field(default_factory=list)  # results.json of earlier runs of the task, shown in the table

@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 
 from sm_diffusion.evaluation.execution import executor as code_exec
-from sm_diffusion.evaluation.execution.executor import Checks, ExecutionLimits, Executor
+from sm_diffusion.evaluation.execution.executor import Checks, Executor
+from sm_diffusion.evaluation.execution.limits import ExecutionLimits
 from sm_diffusion.types import UserError
 
 LIMITS = ExecutionLimits(cpu_seconds=10, wall_seconds=30, memory_mb=300, file_mb=4, max_processes=8, output_kb=256)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,17 +15,13 @@ from sm_diffusion.app.open_model import Given, open_model
 from sm_diffusion.app.open_tokenizer import tokenizer_of_data
 from sm_diffusion.app.train import train
 from sm_diffusion.app.validate import validate_eval
-from sm_diffusion.app.validate_scores import scores_problems
 from sm_diffusion.config.compose import compose_config
-from sm_diffusion.config.schema_scores import ExecutorConfig, ScoresConfig
 from sm_diffusion.denoisers.adapters import peft
 from sm_diffusion.evaluation.benchmarks import answers as answers_module
 from sm_diffusion.evaluation.benchmarks.answers import AnswerPlan, AnswerStore, make_answers
 from sm_diffusion.evaluation.benchmarks.table import differences
 from sm_diffusion.evaluation.benchmarks.tasks import build_task
 from sm_diffusion.evaluation.execution.executor import Executor
-from sm_diffusion.sampling import SamplerSettings
-from sm_diffusion.sampling.orders.confidence import ConfidenceSettings, ThresholdSettings
 from sm_diffusion.types import UserError
 from tests.helpers.chats import overrides
 from tests.helpers.tasks import HUMANEVAL
@@ -299,61 +294,6 @@ def test_folders_give_the_answers_of_the_checkpoint(root: Path, checkpoint: Path
     shutil.copytree(root / "full", root / "bare", ignore=shutil.ignore_patterns("config.json"))
     with pytest.raises(UserError, match=r"neither a model folder \(config\.json\)"):
         scored(root / "bare", data, root / "no-model", *own)
-
-
-@pytest.mark.parametrize(
-    ("changes", "sampler", "expected"),
-    [
-        ({"name": "gsm9k"}, {}, r"evaluator\.name=gsm9k: no such task; choose from gsm8k, humaneval, "),
-        ({"limit": 0}, {}, r"evaluator\.limit=0: must be positive"),
-        ({"num_samples": 0}, {}, r"evaluator\.num_samples=0: must be positive"),
-        ({"pass_at": [1, 5]}, {}, r"evaluator\.pass_at=\[1, 5\]: each must lie in 1 \.\. num_samples=1"),
-        ({"nfe": ["2"]}, {}, r"evaluator\.nfe=2: gives 16 steps for 8 new tokens"),
-        ({"nfe": ["1/3"]}, {}, r"evaluator\.nfe=1/3: gives 2\.66667 steps"),
-        ({"nfe": ["half"]}, {}, r"evaluator\.nfe=half: not a number"),
-        ({"nfe": ["1/0"]}, {}, r"evaluator\.nfe=1/0: not a number"),
-        ({"nfe": ["1", "1.0"]}, {}, r"evaluator\.nfe=.*1\.0 twice"),
-        ({"nfe": ["1"]}, {"block_length": 3}, r"8 steps do not divide into 3 blocks"),
-        ({"protocol": "theirs"}, {}, r"evaluator\.protocol=theirs: unknown; choose one of official, released, ours"),
-        ({"style": "poem"}, {}, r"evaluator\.style=poem: unknown; choose one of chat, chat_prefix, completion"),
-        ({"feedback": "on"}, {}, r"evaluator\.feedback=on: unknown; choose one of auto, off, both"),
-        ({"seeds": [1, 1]}, {}, r"evaluator\.seeds=\[1, 1\]: must be different"),
-        ({"compare": ["gone.json"]}, {}, r"evaluator\.compare=gone\.json: no such file"),
-        ({"path": "gone.jsonl"}, {}, r"evaluator\.path=gone\.jsonl: no such file"),
-        ({"name": "mbpp"}, {}, r"evaluator\.allow_code_execution=false: mbpp runs programs .*=true to run them"),
-        ({"name": "mbpp", "allow_code_execution": True, "executor": ExecutorConfig(cpu_seconds=0)}, {},
-         r"evaluator\.executor\.cpu_seconds: 0 is not a positive number"),
-    ],
-)  # fmt: skip
-def test_bad_settings_are_one_line(changes: dict[str, Any], sampler: dict[str, Any], expected: str) -> None:
-    given = {"name": "gsm8k", "new_tokens": 8, "nfe": ["1"], **changes}
-    found = list(scores_problems(ScoresConfig(**given), SamplerSettings(order=ConfidenceSettings(), **sampler)))
-    assert len(found) == 1
-    assert re.search(expected, found[0])
-    assert "\n" not in found[0]
-
-
-def test_a_threshold_has_no_budget() -> None:
-    settings = ScoresConfig(name="gsm8k", new_tokens=8, nfe=["1"])
-    sampler = SamplerSettings(order=ThresholdSettings())
-    assert re.search(r"cannot take 8 steps.*evaluator\.nfe=\[\]", next(scores_problems(settings, sampler)))
-    assert not list(scores_problems(replace(settings, nfe=[]), sampler))
-
-
-@pytest.mark.parametrize(
-    ("sampler", "expected"),
-    [
-        ({"cache": "dual"}, r"sampler\.cache=dual: caches follow blocks"),
-        ({"cache": "some"}, r"sampler\.cache=some: unknown; choose one of none, prefix, dual"),
-        ({"refresh_steps": 2}, r"sampler\.refresh_steps=2: there is no cache"),
-        ({"block_length": 0}, r"sampler\.block_length=0: must be >= 1"),
-        ({"block_length": 4, "cache": "dual", "refresh_steps": 0}, r"sampler\.refresh_steps=0: must be >= 1"),
-    ],
-)
-def test_bad_blocks_and_caches_are_one_line(sampler: dict[str, Any], expected: str) -> None:
-    found = list(SamplerSettings(order=ConfidenceSettings(), **sampler).problems())
-    assert len(found) == 1
-    assert re.search(expected, found[0])
 
 
 def test_refused_before_anything_is_loaded(checkpoint: Path, code: Path, root: Path) -> None:

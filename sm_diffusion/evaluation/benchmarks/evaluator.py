@@ -70,7 +70,8 @@ class ScoreEvaluator(Evaluator):
         plan.wait()
         if plan.rank:
             return EvalResult(metrics={})
-        described = None if self.executor is None else self.executor.describe()
+        asked = {problem.task_id: problem.limits for problem in plan.task.problems}
+        described = None if self.executor is None else self.executor.describe(asked)
         # Where the limits or the isolation changed, programs are run again.
         judge = key_digest({"executor": described})[:16]
         rows: list[dict[str, Any]] = []

@@ -127,7 +127,7 @@ def _run(
         for task_id, program in groups:
             problem = problems[task_id]
             assert problem.checks is not None
-            jobs.append(Job(program, problem.checks[label], problem.limits))
+            jobs.append(Job(program, problem.checks[label], executor.limits_for(problem.limits)))
         for indices, verdict in zip(groups.values(), executor.run_many(jobs), strict=True):
             for index in indices:
                 outcomes[index][label] = verdict

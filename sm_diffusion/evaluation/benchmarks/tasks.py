@@ -20,7 +20,8 @@ from sm_diffusion.evaluation.benchmarks import checks as code_checks
 from sm_diffusion.evaluation.benchmarks import extract, extract_first, released, released_math
 from sm_diffusion.evaluation.benchmarks.extract import Extracted
 from sm_diffusion.evaluation.benchmarks.task_data import TaskRows, load_rows, source_of
-from sm_diffusion.evaluation.execution.executor import Checks, ExecutionLimits
+from sm_diffusion.evaluation.execution.executor import Checks
+from sm_diffusion.evaluation.execution.limits import ExecutionLimits
 from sm_diffusion.files import digest
 from sm_diffusion.types import UserError
 

@@ -22,45 +22,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sm_diffusion.evaluation.execution.limits import DEFAULT_LIMITS, ExecutionLimits
 from sm_diffusion.evaluation.execution.sandbox import MECHANISMS
 from sm_diffusion.types import UserError
 
 STATUSES = ("passed", "failed", "exception", "exited", "timeout", "memory", "output", "error")
 _WORKER = Path(__file__).with_name("supervisor.py")
 _GRACE_SECONDS = 30.0  # beyond the wall limit, for the supervisor to start, clean up and report
-
-
-@dataclass(frozen=True)
-class ExecutionLimits:
-    """What one program may use. Every limit is a positive number; anything else raises UserError.
-
-    cpu_seconds:   CPU time of each process, s, rounded up.
-    wall_seconds:  time from start to verdict, tests included, s.
-    memory_mb:     address space of each process, MiB; the whole is bounded by max_processes times this.
-    file_mb:       size of each file, MiB; a private root bounds the work folder at 4 times this.
-    max_processes: processes and threads at a time, the program itself included.
-    output_kb:     what it may print, KiB; it is stopped when it prints more.
-    """
-
-    cpu_seconds: float = 10.0
-    wall_seconds: float = 20.0
-    memory_mb: int = 1024
-    file_mb: int = 16
-    max_processes: int = 8
-    output_kb: int = 1024
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = vars(self)[item.name]
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not 0 < value < 1e9:
-                raise UserError(f"limits.{item.name}: {value!r} is not a positive number; for example {item.default}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +54,7 @@ class Checks:
 
 @dataclass(frozen=True)
 class Job:
-    """One program and its tests; `limits` None means the executor's."""
+    """One program and its tests; what `limits` does not say is the executor's."""
 
     program: str
     checks: Checks
@@ -148,7 +122,7 @@ class Executor:
     """Runs untrusted programs, `workers` at a time.
 
     allow_code_execution: must be True; code written by a model is about to run on this machine.
-    limits:               defaults for every job.
+    limits:               the user's, which hold for every job; what they do not say is the problem's or the default.
     workers:              programs at a time; None means the number of usable CPU cores.
     packages:             installed packages programs may import beside the standard library; absent ones are ignored.
     mechanisms:           subset of `sandbox.MECHANISMS` to use; None means all that work here.
@@ -205,16 +179,20 @@ class Executor:
         )
 
     def run_untrusted(self, program: str, checks: Checks, limits: ExecutionLimits | None = None) -> Verdict:
-        """Run `program` against `checks`. Returns a Verdict whatever the program does; raises nothing for it."""
-        limits, start = limits or self.limits, time.monotonic()
+        """Run `program` against `checks`. Returns a Verdict whatever the program does; raises nothing for it.
+
+        limits: of this program; what they do not say is as `limits_for` has it.
+        """
+        start = time.monotonic()
+        bounds = (limits or ExecutionLimits()).over(self.limits_for()).values()
         folder = _make_folder()
         job = {
-            "do": "run", "folder": folder, "mechanisms": self.mechanisms, "limits": asdict(limits),
+            "do": "run", "folder": folder, "mechanisms": self.mechanisms, "limits": bounds,
             "uid": _random_uid(), "packages": self._packages, "path": self._path, "source": program,
             "code": checks.code, "names": checks.names, "preamble": checks.preamble,
         }  # fmt: skip
         try:
-            reply = _ask_worker(job, timeout=limits.wall_seconds + _GRACE_SECONDS)
+            reply = _ask_worker(job, timeout=bounds["wall_seconds"] + _GRACE_SECONDS)
         except (OSError, ValueError) as error:
             return Verdict("error", f"supervisor: {error}"[:400], time.monotonic() - start)
         finally:
@@ -222,16 +200,29 @@ class Executor:
         shown = (reply["status"], reply["detail"], reply["seconds"], reply["output"])
         return Verdict(*shown, isolation=tuple(reply["isolation"]))
 
+    def limits_for(self, asked: ExecutionLimits | None = None) -> ExecutionLimits:
+        """What bounds a program of a problem that asks for `asked`: the user's limits, else those, else the default."""
+        return self.limits.over(asked).over(DEFAULT_LIMITS)
+
     def run_many(self, jobs: Sequence[Job]) -> list[Verdict]:
         """Verdicts of all jobs, in their order."""
         with ThreadPoolExecutor(self.workers) as pool:
             return list(pool.map(lambda job: self.run_untrusted(job.program, job.checks, job.limits), jobs))
 
-    def describe(self) -> dict[str, Any]:
-        """For the protocol of a score: limits, mechanisms, isolation seen, packages, how verdicts are reached."""
+    def describe(self, asked: Mapping[str, ExecutionLimits | None] | None = None) -> dict[str, Any]:
+        """For the protocol of a score: limits, mechanisms, isolation seen, packages, how verdicts are reached.
+
+        asked: what each problem asks for, by its id. `limits` are those that bound most of the problems, `limits_of`
+        holds the others' where there are any.
+        """
+        used = {name: self.limits_for(limits).values() for name, limits in (asked or {"": None}).items()}
+        found = list(used.values())
+        most = max(found, key=found.count)
+        others = {name: limits for name, limits in used.items() if limits != most}
         lists = {name: list(vars(self)[name]) for name in ("mechanisms", "isolation", "packages")}
         how = "separate process, plain values cross"
-        return {"limits": asdict(self.limits), **lists, "python": sys.version.split()[0], "tests_run_in": how}
+        shown = {"limits": most, **({"limits_of": others} if others else {})}
+        return {**shown, **lists, "python": sys.version.split()[0], "tests_run_in": how}
 
 
 def _random_uid() -> int:

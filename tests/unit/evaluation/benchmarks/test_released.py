@@ -8,7 +8,8 @@ import pytest
 
 from sm_diffusion.evaluation.benchmarks.judging import Answer, score_answers
 from sm_diffusion.evaluation.benchmarks.tasks import build_task
-from sm_diffusion.evaluation.execution.executor import ExecutionLimits, Executor
+from sm_diffusion.evaluation.execution.executor import Executor
+from sm_diffusion.evaluation.execution.limits import ExecutionLimits
 from sm_diffusion.types import UserError
 from tests.helpers.golden import golden_json
 from tests.helpers.tasks import HUMANEVAL, MBPP, MBPP_PLUS_HUB, ROWS, write

@@ -10,7 +10,8 @@ from fractions import Fraction
 import pytest
 
 from sm_diffusion.evaluation.execution import executor as code_exec
-from sm_diffusion.evaluation.execution.executor import STATUSES, Checks, ExecutionLimits, Executor, Job
+from sm_diffusion.evaluation.execution.executor import STATUSES, Checks, Executor, Job
+from sm_diffusion.evaluation.execution.limits import ExecutionLimits
 from sm_diffusion.evaluation.execution.rpc import decode, encode
 from sm_diffusion.types import UserError
 
