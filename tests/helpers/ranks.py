@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch._C import _distributed_c10d
 
 from sm_diffusion.training.module import DiffusionModule
@@ -60,6 +61,7 @@ def fork_ranks(world: int, log: Path, program: Callable[[], None]) -> list[int]:
         child = os.fork()
         if child == 0:
             os.environ.update(shared, LOCAL_RANK=str(rank))
+            rank_zero_only.rank = rank  # Lightning read it when it was imported, before the fork
             with Path(f"{log}.{rank}").open("w") as file:
                 os.dup2(file.fileno(), 2)
             status = 1
