@@ -72,7 +72,7 @@ def test_they_open_and_say_what_they_said(
 def test_what_a_folder_does_not_record_can_be_given(here: Path) -> None:
     model = sm_diffusion.load("finetuned/adapter", overrides=["soft_mask.mixing=spherical"])
     assert isinstance(model.predictor, SoftMaskPredictor)
-    assert (model.predictor.mixing, model.mixing) == (mixing.spherical, "spherical")
+    assert (model.predictor.mixing, model.mixing) == (mixing.slerp_to_mean, "spherical")
 
 
 @pytest.mark.parametrize("name", PLACES)

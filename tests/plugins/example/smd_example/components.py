@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from sm_diffusion.data.corpora.base import Document, TokenSource
+from sm_diffusion.data.settings import DataSettings, TokenizerSettings
 from sm_diffusion.diffusion import mixing as mixings
 from sm_diffusion.diffusion.contracts import Denoiser, DenoiserInput, Head, Mixing, Readout
 from sm_diffusion.diffusion.parameterization import Subs
@@ -53,7 +55,7 @@ class Squared(NoiseSchedule):
 @register("mixing", "half")
 def half(weight_VD: Tensor, mixture: TokenMixture | DenseMixture) -> Tensor:
     """Half of the linear blend and half of the spherical one."""
-    return (mixings.linear(weight_VD, mixture) + mixings.spherical(weight_VD, mixture)) / 2
+    return (mixings.linear(weight_VD, mixture) + mixings.slerp(weight_VD, mixture)) / 2
 
 
 class FixedMask(SoftMaskBase):
@@ -126,6 +128,57 @@ class BagOfWords(Denoiser):
     def flops_per_token(self, length: int) -> tuple[int, int]:
         width = self.embedding.embedding_dim
         return 4 * width * width, 2 * width * self.embedding.num_embeddings
+
+
+@register("model", "bag_of_words")
+@dataclass
+class BagOfWordsSettings:
+    """A network without attention."""
+
+    width: int = 16
+
+    def problems(self) -> Iterator[str]:
+        if self.width < 1:
+            yield f"model.width={self.width}: must be positive"
+
+    def build(self, *, vocab_size: int, mask_id: int) -> Denoiser:
+        return BagOfWords(vocab_size=vocab_size, width=self.width, mask_id=mask_id)
+
+
+class Counting(TokenSource):
+    """Sentences that count."""
+
+    def __init__(self, documents: int) -> None:
+        self.documents = documents
+
+    def _from(self, start: int) -> Iterator[Document]:
+        words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+        for index in range(start, start + self.documents):
+            yield Document(" ".join(words[(index + k) % 10] for k in range(60)), f"count {index}")
+
+    def train(self) -> Iterator[Document]:
+        return self._from(0)
+
+    def validation(self) -> Iterator[Document]:
+        return self._from(self.documents)
+
+    def fingerprint(self) -> str:
+        return f"counting-{self.documents}"
+
+
+@register("data", "counting")
+@dataclass
+class CountingSettings(DataSettings):
+    """Sentences that count."""
+
+    name: str = "counting"
+    tokenizer: TokenizerSettings = field(default_factory=lambda: TokenizerSettings(kind="char"))
+    length: int = 16
+    global_batch_sequences: int = 8
+    documents: int = 12
+
+    def source(self) -> TokenSource:
+        return Counting(self.documents)
 
 
 @register("sampler", "right_to_left")
