@@ -132,7 +132,7 @@ def _evaluator(
         seeds=settings.seeds or [config.seed],
         num_samples=settings.num_samples,
         new_tokens=settings.new_tokens or task.max_new_tokens,
-        max_length=model.length,
+        max_length=model.positions,
         batch_sequences=config.batch_sequences,
         rank=fabric.global_rank,
         world_size=fabric.world_size,

@@ -21,6 +21,7 @@ from sm_diffusion.config.root import TrainConfig
 from sm_diffusion.data.chat.format import ChatFormat, stop_ids_of
 from sm_diffusion.data.tokenizers.base import MASK_TEXT, TextTokenizer, encode_piece
 from sm_diffusion.denoisers.adapters.transparency import FILE_NAME as TRANSPARENCY_FILE
+from sm_diffusion.denoisers.pretrained.hf import HFDenoiser
 from sm_diffusion.denoisers.settings import is_told_time
 from sm_diffusion.diffusion.predictor import Predictor
 from sm_diffusion.diffusion.schedule import NoiseSchedule
@@ -113,6 +114,13 @@ class Model:
     def with_batch(self, batch_sequences: int) -> Model:
         """The same model with so many rows a forward pass."""
         return replace(self, batch_sequences=batch_sequences)
+
+    @property
+    def positions(self) -> int:
+        """Tokens that fit at all: the positions of a transformers backbone, else `length`. Benchmarks go up to here, as
+        published (Dream answers HumanEval in texts longer than its samples of fine-tuning)."""
+        denoiser = self.predictor.denoiser
+        return int(denoiser.lm.config.max_position_embeddings) if isinstance(denoiser, HFDenoiser) else self.length
 
     def generate(
         self,
