@@ -42,10 +42,10 @@ def check_train(config: Any) -> None:
 
 
 def check_eval(config: Any) -> None:
-    """UserError lists all that is wrong with an evaluation."""
+    """UserError lists all that is wrong with an evaluation, but for what its own folder holds when it starts."""
     from sm_diffusion.app.validate import validate_eval
 
-    validate_eval(config)
+    validate_eval(dataclasses.replace(config, overwrite=True))
 
 
 def _any_device(accelerator: str) -> str:

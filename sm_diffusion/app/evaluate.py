@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +16,14 @@ from sm_diffusion.app.model import Model
 from sm_diffusion.app.open_model import Given, open_model
 from sm_diffusion.app.validate import validate_eval
 from sm_diffusion.config.nodes import plain
-from sm_diffusion.config.root import EvalConfig
+from sm_diffusion.config.root import EvalConfig, TrainConfig
 from sm_diffusion.config.schema_eval import GenerativeConfig, PerplexityConfig, ZeroShotConfig
 from sm_diffusion.config.schema_scores import ScoresConfig
 from sm_diffusion.data.chat.datamodule import ChatDataModule
+from sm_diffusion.data.chat.settings import ChatSettings
 from sm_diffusion.data.datamodule import TokenDataModule
 from sm_diffusion.data.settings import DataSettings
+from sm_diffusion.diffusion.sft import SFTSettings
 from sm_diffusion.evaluation.base import EvalContext, EvalResult, Evaluator
 from sm_diffusion.evaluation.perplexity import PerplexityEvaluator
 from sm_diffusion.evaluation.results import environment
@@ -46,6 +48,7 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     run.data.eval_batch_sequences = config.batch_sequences
     if isinstance(config.evaluator, PerplexityConfig):
         run.data.max_validation_sequences = config.evaluator.max_sequences or run.data.max_validation_sequences
+    finetuned = _make_independent_of_batches(run)
     datamodule = _datamodule(config, model)
     module = build_module(
         run, model.predictor, validation_sequences=datamodule.meta.splits["validation"].sequences
@@ -58,7 +61,26 @@ def evaluate(config: EvalConfig) -> dict[str, Any]:
     )
     evaluated = Evaluated(config=config, model=model, module=module, datamodule=datamodule)  # type: ignore[arg-type]
     result = build_evaluator(evaluated).evaluate(context)
+    if finetuned and isinstance(config.evaluator, PerplexityConfig):
+        result = replace(result, metrics=_finetuning_loss(result.metrics))
     return _write(config, result, model)
+
+
+def _make_independent_of_batches(run: TrainConfig) -> bool:
+    """Whether a model was fine-tuned. As published, a batch shares one time, and its padding counts as text: both
+    would make the value depend on the batch. Here every row has its own time, and only the conversation counts."""
+    if not isinstance(run.objective, SFTSettings):
+        return False
+    run.objective = replace(run.objective, times="uniform")
+    if isinstance(run.data, ChatSettings):
+        run.data.pads_are_maskable = False
+    return True
+
+
+def _finetuning_loss(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The objective of fine-tuning is no bound on the likelihood, so there is no perplexity to be made of it."""
+    kept = {name: value for name, value in metrics.items() if name.startswith("val/nll")}
+    return {name.replace("val/nll", "val/finetuning_loss"): value for name, value in kept.items()}
 
 
 def _datamodule(config: EvalConfig, model: Model) -> TokenDataModule | ChatDataModule:

@@ -176,6 +176,7 @@ def _locate_folder(folder: Path, name: str, revision: str | None) -> Place:
 def _of_checkpoint(place: Place, given: Given) -> Model:
     weights, which = read_checkpoint(place.path, given.weights)
     run = run_config(weights, given)
+    _refuse_unused_soft_mask(weights, given)
     tokenizer, chat = _tokenizer_of_checkpoint(weights, run)
     predictor = build_predictor(run, vocab_size=tokenizer.vocab_size, mask_id=tokenizer.mask_id)
     copy_weights(predictor, weights, what="model and corpus")
@@ -218,6 +219,19 @@ def run_config(weights: Weights, given: Given) -> TrainConfig:
     run.model = given.model or run.model
     run.data = given.data or run.data
     return run
+
+
+def _refuse_unused_soft_mask(weights: Weights, given: Given) -> None:
+    """UserError for soft_mask settings that would change nothing."""
+    if given.soft_mask == PublishedSoftMask():
+        return
+    if weights.provenance is not None and weights.soft_mask:
+        raise UserError(f"soft_mask: {weights.path} has a soft mask of its own, learned in training; leave it out")
+    if not weights.soft_mask:
+        raise UserError(
+            f"soft_mask: {weights.path} is a plain MDLM without omegas, so nothing would be softened; leave it out, or "
+            f"train soft-masked from it (train.py init_from={weights.path} soft_mask=warm)"
+        )
 
 
 def _tokenizer_of_checkpoint(weights: Weights, run: TrainConfig) -> OpenedTokenizer:

@@ -18,9 +18,10 @@ from sm_diffusion.config.schema_scores import ScoresConfig
 from sm_diffusion.data.settings import DataSettings
 from sm_diffusion.denoisers.pretrained.settings import HFSettings
 from sm_diffusion.evaluation.generation.mauve import FEWEST, too_few
+from sm_diffusion.files import read_object
 from sm_diffusion.registry import problems_of
 from sm_diffusion.training.checkpoints.store import exists
-from sm_diffusion.training.run_folder import RunFolder, name_problem
+from sm_diffusion.training.run_folder import RESULTS, RunFolder, name_problem
 from sm_diffusion.types import UserError
 
 Problems = Iterator[str]
@@ -50,6 +51,7 @@ def validate_train(config: TrainConfig) -> None:
 def validate_eval(config: EvalConfig) -> None:
     """Raise UserError listing every problem of an evaluation configuration."""
     problems = [*_choice("weights", config.weights, ("ema", "raw")), *_writable("output_dir", config.output_dir)]
+    problems += _other_results(config)
     problems += _positive("batch_sequences", config.batch_sequences)
     problems += _positive("devices", config.devices)
     hub = isinstance(config.evaluator, ScoresConfig) and _is_hub_id(config)
@@ -169,6 +171,30 @@ def _run_folder(config: TrainConfig) -> Problems:
             f"output_dir={config.output_dir}: holds an earlier run; set ckpt_path=last to continue it, "
             "name=... for a new one, or overwrite=true to delete it"
         )
+
+
+def _other_results(config: EvalConfig) -> Problems:
+    """Results of another checkpoint or evaluator are not replaced unasked. Those of the same are: with other settings
+    (seed, sampler, weights) too, and of a checkpoint that was trained again."""
+    path = Path(config.output_dir) / RESULTS
+    if config.overwrite or not path.exists():
+        return
+    try:
+        found = read_object(path)
+    except UserError:
+        yield f"output_dir={config.output_dir}: {path} is no results of an evaluation; choose another output_dir"
+        return
+    settings = found.get("config") if isinstance(found.get("config"), dict) else {}
+    for key, then, now in (
+        ("checkpoint", settings.get("checkpoint"), config.checkpoint),
+        ("evaluator", found.get("name"), config.evaluator.name),
+    ):
+        if then != now:
+            yield (
+                f"output_dir={config.output_dir}: holds the results of {key}={then}; choose another output_dir, or set "
+                "overwrite=true to replace them"
+            )
+            return
 
 
 def _writable(key: str, value: str) -> Problems:

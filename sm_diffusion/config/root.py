@@ -54,6 +54,7 @@ class EvalConfig:
 
     checkpoint: str = MISSING
     output_dir: str = MISSING
+    overwrite: bool = False  # replace results of another checkpoint or evaluator in output_dir
     weights: str = "ema"  # ema | raw
     seed: int = 1  # of the evaluation noise; 1 is what validation during fit uses
     batch_sequences: int = 64

@@ -121,7 +121,7 @@ class Evaluation(Program):
         return (State.STALE if marked or _differ(results.get("checkpoint_sha256"), now) else State.DONE), []
 
     def going_on(self, state: State) -> list[str]:
-        return []
+        return ["overwrite=true"] if state is State.CHANGED else []
 
     def starts_at(self, seed: int) -> int | None:
         return seed

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sm_diffusion.app.build import build_predictor
+from sm_diffusion.app.evaluate import evaluate
 from sm_diffusion.app.train import train
 from sm_diffusion.cli import main as cli
 from sm_diffusion.config.compose import compose_config
@@ -219,3 +220,14 @@ def test_published_behaviour_of_padding_can_be_switched(root: Path) -> None:
     off = run(root, "pads-off", "data.pads_are_maskable=false", "trainer.max_steps=1", "peft.kind=lora",
               "variant=mdlm", f"data.validation_paths=[{root / 'more.jsonl'}]")
     assert off["omegas"] is None
+
+
+def test_its_loss_is_named_as_such_and_does_not_depend_on_the_batch(root: Path, tuned: dict[str, Any]) -> None:
+    found = []
+    for size in (64, 1, 3):
+        words = [f"checkpoint={root / 'tuned'}", "accelerator=cpu", f"output_dir={root / 'e'}"]
+        words.append(f"batch_sequences={size}")
+        found.append(evaluate(compose_config("eval", words))["metrics"])
+    assert set(found[0]) == {"val/finetuning_loss", "val/finetuning_loss_without_feedback"}
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-5)

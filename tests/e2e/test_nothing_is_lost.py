@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from sm_diffusion.app.evaluate import evaluate
+from sm_diffusion.config.compose import compose_config
 from sm_diffusion.paths import ROOT
 from sm_diffusion.types import UserError
 from tests.helpers.faults import content_of
@@ -164,3 +166,28 @@ def test_a_second_run_of_one_name_is_refused_in_one_line(root: Path, start: Call
     assert first.ended()[0] == 75
     out = run(root, "twice", "ckpt_path=last", "trainer.max_steps=100000", "trainer.max_flops=1")
     assert json.loads((root / "twice/results.json").read_text())["compute"]["steps"] == out["compute"]["steps"]
+
+
+def test_results_of_another_evaluation_are_not_replaced(root: Path, finished: Path) -> None:
+    out = root / "evaluation"
+    settings = [f"output_dir={out}", "accelerator=cpu"]
+    first = evaluate(compose_config("eval", [f"checkpoint={finished}", *settings]))  # a run folder opens
+    assert first["metrics"]["val/nll"] > 0
+    evaluate(compose_config("eval", [f"checkpoint={finished}", "weights=raw", *settings]))
+    before = content_of(out)
+    zero_shot = [f"checkpoint={finished}", "evaluator=zero_shot", "evaluator.sources=[lambada]"]
+    for words in ([f"checkpoint={finished / 'checkpoints/last.ckpt'}"], zero_shot):
+        with pytest.raises(UserError, match=r"output_dir=.*: holds the results of .*overwrite=true"):
+            evaluate(compose_config("eval", [*words, *settings]))
+    assert content_of(out) == before
+    (out / "results.json").write_text("mine")
+    with pytest.raises(UserError, match="no results of an evaluation"):
+        evaluate(compose_config("eval", [f"checkpoint={finished}", *settings]))
+
+
+def test_a_soft_mask_that_would_change_nothing_is_refused(root: Path, finished: Path) -> None:
+    run(root, "plain", "variant=mdlm", "trainer.max_steps=1")
+    for name, reason in (("plain", "a plain MDLM without omegas"), ("finished", "a soft mask of its own")):
+        words = [f"checkpoint={root / name}", "soft_mask=warm", f"output_dir={root / 'e'}"]
+        with pytest.raises(UserError, match=f"soft_mask: .*{reason}"):
+            evaluate(compose_config("eval", words))

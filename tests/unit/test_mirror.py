@@ -12,7 +12,7 @@ MAX_LINES = 400
 
 # Modules without a test file of their name, each reached through the tests of another; only ever shortened.
 KNOWN_UNNAMED = {
-    ".": "interrupts paths types",
+    ".": "paths types",
     "app": (
         "build build_generative build_scores compose console evaluate model model_card open_model "
         "open_tokenizer publish train trainer validate validate_scores validate_strategy"
@@ -20,7 +20,7 @@ KNOWN_UNNAMED = {
     "app/commands": "convert prepare recording sample talk",
     "cli": "bench lm_eval plan prepare sample view",
     "cli/experiments": "plot report run search sweep table",
-    "config": "compose errors launchers root schema_eval schema_scores search_space store",
+    "config": "compose errors root schema_eval schema_scores search_space",
     "data": "loader settings",
     "data/chat": "datamodule python_chat settings sources",
     "data/corpora": "file_corpus records",
@@ -48,7 +48,7 @@ KNOWN_UNNAMED = {
     "sampling/reference": "plain published",
     "training": "compiling loggers module trainer_settings variant_settings variants",
     "training/callbacks": (
-        "averaging begin compute_budget final_checkpoint nonfinite preemption profiling progress settings "
+        "averaging compute_budget final_checkpoint nonfinite preemption profiling progress settings "
         "training_log validation"
     ),
     "training/checkpoints": "adapter_folder gather",
