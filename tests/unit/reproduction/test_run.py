@@ -166,7 +166,7 @@ def test_other_settings_of_an_evaluation_need_consent(evaluated: Trainer, capsys
     assert cli.main(["run", "toy", "weights=raw"]) == 2
     assert "runs/toy/samples: holds a run with other settings (weights: ema -> raw)" in capsys.readouterr().err
     assert cli.main(["run", "toy", "weights=raw", "--overwrite"]) == 0
-    assert evaluated.calls[4:] == [["experiments=toy/samples", "weights=raw"]]
+    assert evaluated.calls[4:] == [["experiments=toy/samples", "weights=raw", "overwrite=true"]]
 
 
 def test_runs_that_log_to_wandb_are_a_group(trainer: Trainer, capsys: pytest.CaptureFixture[str]) -> None:
