@@ -13,7 +13,6 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from sm_diffusion.app.console import is_first_rank, say
 from sm_diffusion.app.model import Model, named_sampler
 from sm_diffusion.app.open_model import Given, open_model
-from sm_diffusion.app.trainer import accelerator_of, precision_of
 from sm_diffusion.app.validate_scores import fraction_of
 from sm_diffusion.config.nodes import plain
 from sm_diffusion.config.root import EvalConfig
@@ -27,6 +26,7 @@ from sm_diffusion.evaluation.execution.executor import Executor
 from sm_diffusion.evaluation.results import read_results
 from sm_diffusion.sampling.settings import SamplerSettings
 from sm_diffusion.training.run_folder import run_of
+from sm_diffusion.training.trainer_settings import accelerator_of, precision_of
 from sm_diffusion.types import UserError
 
 OFFICIAL_NFE = ("1", "1/2", "1/4")

@@ -91,7 +91,8 @@ class Model:
     @property
     def schedule(self) -> NoiseSchedule:
         """The noise schedule it was trained with."""
-        return self.run.schedule
+        schedule: NoiseSchedule = self.run.schedule
+        return schedule
 
     @property
     def time_conditioning(self) -> bool:

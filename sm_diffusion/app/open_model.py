@@ -43,7 +43,7 @@ from sm_diffusion.denoisers.pretrained.settings import DTYPES, HFSettings
 from sm_diffusion.denoisers.settings import ModelSettings, label
 from sm_diffusion.diffusion.contracts import Denoiser
 from sm_diffusion.diffusion.predictor import HardMaskPredictor, Predictor, SoftMaskPredictor
-from sm_diffusion.diffusion.soft_mask import PublishedSoftMask, SoftMaskBase
+from sm_diffusion.diffusion.soft_mask import PublishedSoftMask, SoftMaskBase, SoftMaskSettings
 from sm_diffusion.training.run_folder import RunFolder
 from sm_diffusion.training.variant_settings import MDLMVariant, SoftMaskedVariant
 from sm_diffusion.types import UserError
@@ -68,7 +68,7 @@ class Given:
     weights: str = "ema"
     model: ModelSettings | None = None
     data: DataSettings | None = None
-    soft_mask: PublishedSoftMask = field(default_factory=PublishedSoftMask)
+    soft_mask: SoftMaskSettings = field(default_factory=PublishedSoftMask)
 
     @staticmethod
     def of(config: EvalConfig) -> Given:

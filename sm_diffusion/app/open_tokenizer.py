@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from sm_diffusion.data.chat.format import ChatFormat, ChatTemplate, RoleLines
 from sm_diffusion.data.chat.settings import ChatSettings, load_hub_tokenizer
-from sm_diffusion.data.settings import DataSettings, TokenizerSettings
+from sm_diffusion.data.settings import DataSettings
 from sm_diffusion.data.stores.base import NoSource
 from sm_diffusion.data.tokenizers.base import TextTokenizer
-from sm_diffusion.data.tokenizers.build import build_tokenizer
+from sm_diffusion.data.tokenizers.build import TokenizerSpec, build_tokenizer
 from sm_diffusion.data.tokenizers.subword import BPETokenizer, HubTokenizer
 from sm_diffusion.types import UserError
 
@@ -67,7 +67,7 @@ def tokenizer_of_files(
             except Exception as error:  # the package raises bare Exception for every unreadable file
                 raise UserError(f"{folder / 'tokenizer.json'}: no readable tokenizer ({error})") from None
         case _:
-            spec = DataSettings(tokenizer=TokenizerSettings(kind=kind)).tokenizer_spec()
+            spec = TokenizerSpec(kind=kind)
             found = build_tokenizer(spec, source=NoSource(), cache_dir=folder)
     return OpenedTokenizer(found, RoleLines(found) if chat else None)
 

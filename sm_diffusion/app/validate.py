@@ -184,7 +184,8 @@ def _other_results(config: EvalConfig) -> Problems:
     except UserError:
         yield f"output_dir={config.output_dir}: {path} is no results of an evaluation; choose another output_dir"
         return
-    settings = found.get("config") if isinstance(found.get("config"), dict) else {}
+    held = found.get("config")
+    settings = held if isinstance(held, dict) else {}
     for key, then, now in (
         ("checkpoint", settings.get("checkpoint"), config.checkpoint),
         ("evaluator", found.get("name"), config.evaluator.name),

@@ -55,11 +55,12 @@ def launch(config_name: str, run: Callable[[Any], object], check: Callable[[Any]
         except UserError as error:
             if not _goes_on():
                 _fail(str(error))  # SystemExit passes through Hydra, which would print a line of its own for an error
-            return _failed(failures, str(error))
+            _failed(failures, str(error))
         except Exception as error:
             if not _goes_on():
                 raise
-            return _failed(failures, f"{type(error).__name__}: {error}")
+            _failed(failures, f"{type(error).__name__}: {error}")
+        return None
 
     try:
         if config_name == "train" and (folder := run_to_continue(words)) is not None:

@@ -56,7 +56,8 @@ def _options() -> Mapping[type, Component]:
     found: dict[type, Component] = {}
     for group in registry.groups():
         for component in registry.components(group.name) if group.option else ():
-            if not is_dataclass(component.thing):
+            thing: Any = component.thing
+            if not is_dataclass(thing):
                 raise ValueError(f"{component.group}/{component.name}: register a dataclass of settings")
             found[component.thing] = component
     return found
@@ -246,13 +247,14 @@ def _converted(hint: Any, value: Any, key: str, problems: list[str]) -> Any:
         if is_dataclass(hint) and isinstance(hint, type):
             return _object(hint, value, f"{key}.", problems)
         inner_hint = arguments[1] if origin is dict else Any
-        return {name: _converted(inner_hint, value[name], f"{key}.{name}", problems) for name in value}
+        return {name: _converted(inner_hint, value[name], f"{key}.{name!s}", problems) for name in value}
     return value
 
 
 def component_settings(group: str, cfg: DictConfig, prefix: str, problems: list[str]) -> Any:
     """The component that a node stands for. `name` decides: schedule.name=cosine is schedule=cosine."""
-    component = option_nodes().get(OmegaConf.get_type(cfg))
+    kind: Any = OmegaConf.get_type(cfg)
+    component = option_nodes().get(kind)
     if component is None:
         problems.append(f"{group}: not an option of this group; choose one of {', '.join(registry.names(group))}")
         return None

@@ -47,7 +47,7 @@ def jobs_of(words: Sequence[str]) -> list[list[str]]:
     except HydraException as error:
         raise UserError(one_line(error)) from None
     if not jobs:
-        swept = " ".join(override.input_line for override in parsed if override.is_sweep_override())
+        swept = " ".join(str(override.input_line) for override in parsed if override.is_sweep_override())
         raise UserError(
             f"{swept}: matches nothing, so the sweep has no job; glob looks into one folder of options only: name "
             "them, separated by commas (smd config --groups lists them)"

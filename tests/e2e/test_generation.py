@@ -219,9 +219,8 @@ def test_zero_shot_over_several_sources(root: Path, checkpoint: Path) -> None:
     ],
 )
 def test_bad_settings_are_one_line(checkpoint: Path, override: str, expected: str) -> None:
-    config = compose_config("eval", [f"checkpoint={checkpoint}", "evaluator=generative", override])
     with pytest.raises(UserError, match=expected) as caught:
-        validate_eval(config)
+        validate_eval(compose_config("eval", [f"checkpoint={checkpoint}", "evaluator=generative", override]))
     assert "\n" not in str(caught.value)
 
 

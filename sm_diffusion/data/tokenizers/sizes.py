@@ -14,10 +14,17 @@ FIXED_VOCABULARIES = {"char": 28, "byte": 258}
 class TokenizerChoice(Protocol):
     """kind, vocab_size, path, mask: as `TokenizerSpec` has them."""
 
-    kind: str
-    vocab_size: int
-    path: str
-    mask: str
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def mask(self) -> str: ...
 
 
 def vocabulary(tokenizer: TokenizerChoice) -> int:

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher as ScriptLauncher
 
-from sm_diffusion.training.callbacks.preemption import started_by_lightning
+from sm_diffusion.interrupts import started_by_lightning
 from sm_diffusion.training.watchdog import heartbeat
 from sm_diffusion.types import UserError
 
