@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -179,12 +178,8 @@ class Terms:
 
 def with_tokens(config: Any, tokens: float) -> Any:
     """The training configuration (TrainConfig) with as many steps as make up so many tokens."""
-    trainer = copy.copy(config.trainer)
-    trainer.max_steps = math.ceil(tokens / (config.data.global_batch_sequences * config.data.length))
-    trainer.max_flops = None
-    changed = copy.copy(config)
-    changed.trainer = trainer
-    return changed
+    steps = math.ceil(tokens / (config.data.global_batch_sequences * config.data.length))
+    return replace(config, trainer=replace(config.trainer, max_steps=steps, max_flops=None))
 
 
 def full_text(config: Any, terms: Terms, *, vocab: int | None = None, num_devices: int | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 import math
@@ -117,7 +118,7 @@ def test_two_steps_at_a_shrunken_size(tmp_path_factory: pytest.TempPathFactory, 
     text.validation_fraction, text.cache_dir = 0.2, str(root / "cache")
     config.data, config.init_from = text, None
     if config.variant.feeds_back:  # switched on in the middle of a long run
-        config.variant.start_step = min(config.variant.start_step, 1)
+        config.variant = dataclasses.replace(config.variant, start_step=min(config.variant.start_step, 1))
     out = train(config)
     assert out["compute"]["steps"] == 2
     assert math.isfinite(out["metrics"]["val/nll"])
