@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+
+# A shell that starts a job in the background has it ignore Ctrl-C, and children inherit that: tests of Ctrl-C would test
+# the shell.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Threads of one process: two workers of two threads on two cores would spend their time waiting for one another. What
 # the first process sets its workers inherit: they must tell its choice from the user's.
