@@ -6,8 +6,8 @@ import os
 import signal
 import threading
 
-# A shell that starts a job in the background has it ignore Ctrl-C, and children inherit that: tests of Ctrl-C would test
-# the shell.
+# A shell that starts a job in the background has it ignore Ctrl-C, and children inherit that: tests of Ctrl-C would
+# test the shell.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
