@@ -316,7 +316,8 @@ def test_a_wrong_value_is_noticed(here: Path, monkeypatch: pytest.MonkeyPatch) -
     card = json.loads(Path("tampered/smd_model.json").read_text(encoding="utf-8"))
     Path("tampered/smd_model.json").write_text(json.dumps(card | {"mixing": "linear", "length": 64}), encoding="utf-8")
     with monkeypatch.context() as patch:
-        assert differences(right, by_scores("tampered", patch, [])) == ["mixing", "length"]
+        assert differences(right, by_scores("tampered", patch, [])) == ["mixing"]
+    assert differences(right, of_model(sm_diffusion.load("tampered", device="cpu"))) == ["mixing", "length"]
 
 
 def test_a_folder_records_what_opens_it(here: Path) -> None:
