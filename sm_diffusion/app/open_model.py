@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -385,7 +385,8 @@ def _tokenizer_of_folder(place: Place, network: Network, given: Given) -> Opened
 def _run_of_folder(network: Network, given: Given, length: int, *, chat: bool) -> TrainConfig:
     """The settings a run would have had that are known: what evaluators build their objective from."""
     variant = MDLMVariant() if network.soft_mask is None else SoftMaskedVariant()
-    soft_mask = replace(given.soft_mask, mixing=network.mixing or "linear")
+    given_mask: Any = given.soft_mask
+    soft_mask = replace(given_mask, mixing=network.mixing or "linear")
     run: TrainConfig = compose_config("train", ["objective=sft" if chat else "objective=mdlm"])
     return replace(
         run,

@@ -124,9 +124,10 @@ def _plain_values(settings: Any) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for item in settings_fields(type(settings)):
         value = vars(settings)[item.name]
-        hint = hints(type(settings))[item.name]
+        hint: Any = hints(type(settings))[item.name]
         if is_dataclass(value) and isinstance(hint, type):
-            made[item.name] = node_of(hint)(**_plain_values(value))
+            kind: Any = hint
+            made[item.name] = node_of(kind)(**_plain_values(value))
         else:
             made[item.name] = _listed(value)
     return made
