@@ -100,7 +100,16 @@ GROUPS = (
     Group("measure", "how sure the network is of a token it drew", (_S + "sampling.categorical",), option=False),
     Group("strength", "decode-time factor on omega_s", (_S + "sampling.settings",), option=False),
     Group("cache", "keys and values kept between sampling steps", (_S + "sampling.settings",), option=False),
-    Group("evaluator", "what is measured of a checkpoint", (_S + "config.schema_eval", _S + "config.schema_scores")),
+    Group(
+        "evaluator",
+        "what is measured of a checkpoint",
+        tuple(
+            _S + f"evaluation.{name}"
+            for name in ("perplexity", "generation.settings", "zero_shot", "benchmarks.settings")
+        ),
+    ),
+    Group("benchmark", "problems a model answers", (_S + "evaluation.benchmarks.task_data",), option=False),
+    Group("protocol", "how a benchmark is asked and read", (_S + "evaluation.benchmarks.protocols",), option=False),
 )
 _TABLE = _Table({group.name: group for group in GROUPS}, {group.name: {} for group in GROUPS})
 T = TypeVar("T")

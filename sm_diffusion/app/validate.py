@@ -10,14 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sm_diffusion.app.validate_hf import hf_problems
-from sm_diffusion.app.validate_scores import scores_problems
 from sm_diffusion.app.validate_strategy import strategy_problems
+from sm_diffusion.config.nodes import plain
 from sm_diffusion.config.root import EvalConfig, TrainConfig
-from sm_diffusion.config.schema_eval import GenerativeConfig, PerplexityConfig, ZeroShotConfig
-from sm_diffusion.config.schema_scores import ScoresConfig
 from sm_diffusion.data.settings import DataSettings
 from sm_diffusion.denoisers.pretrained.settings import HFSettings
-from sm_diffusion.evaluation.generation.mauve import FEWEST, too_few
+from sm_diffusion.evaluation.base import CheckedInEvaluation
 from sm_diffusion.files import read_object
 from sm_diffusion.registry import problems_of
 from sm_diffusion.training.checkpoints.store import exists
@@ -54,39 +52,19 @@ def validate_eval(config: EvalConfig) -> None:
     problems += _other_results(config)
     problems += _positive("batch_sequences", config.batch_sequences)
     problems += _positive("devices", config.devices)
-    hub = isinstance(config.evaluator, ScoresConfig) and _is_hub_id(config)
-    if not hub and not Path(config.checkpoint).exists():
+    if not Path(config.checkpoint).exists() and not _is_hub_id(config):
         problems.append(f"checkpoint={config.checkpoint}: no such file; give one of a run's checkpoints folder")
-    if isinstance(config.evaluator, PerplexityConfig):
-        problems += _positive("evaluator.repeats", config.evaluator.repeats)
-        problems += _positive("evaluator.max_sequences", config.evaluator.max_sequences)
-    problems += [*config.sampler.problems(), *_generation(config)]
+    problems += [*config.sampler.problems(), *problems_of(config.evaluator)]
+    if isinstance(config.evaluator, CheckedInEvaluation):
+        problems += config.evaluator.problems_in_evaluation(config.sampler, config.devices)
     if config.data is not None:
         problems += problems_of(config.data)
     _report(problems)
 
 
-def _generation(config: EvalConfig) -> Problems:
-    match config.evaluator:
-        case ScoresConfig() as scores:
-            yield from scores_problems(scores, config.sampler)
-        case GenerativeConfig() as generative:
-            for key in ("num_samples", "length", "judge_tokens", "judge_batch_sequences", "mauve_references"):
-                yield from _positive(f"evaluator.{key}", vars(generative)[key])
-            for temperature in generative.temperatures:
-                if not temperature >= 0:
-                    yield f"evaluator.temperatures={generative.temperatures}: each must be >= 0"
-            if generative.mauve and not generative.mauve_seeds:
-                yield "evaluator.mauve_seeds=[]: give at least one seed of k-means, such as [25]"
-            references = generative.mauve_references or generative.num_samples
-            if generative.mauve and min(generative.num_samples, references) < FEWEST:
-                yield too_few(generative.num_samples, references)
-        case ZeroShotConfig() as zero_shot:
-            yield from _positive("evaluator.max_sequences", zero_shot.max_sequences)
-            if not zero_shot.sources:
-                yield "evaluator.sources=[]: no corpora given; name data options or text files"
-            if config.devices > 1:
-                yield f"devices={config.devices}: evaluator=zero_shot runs in one process; set devices=1"
+def evaluator_name(config: EvalConfig) -> str:
+    """What the evaluator is called: as it is registered, or the benchmark."""
+    return str(plain(config.evaluator, "evaluator")["name"])
 
 
 def _is_hub_id(config: EvalConfig) -> bool:
@@ -188,7 +166,7 @@ def _other_results(config: EvalConfig) -> Problems:
     settings = held if isinstance(held, dict) else {}
     for key, then, now in (
         ("checkpoint", settings.get("checkpoint"), config.checkpoint),
-        ("evaluator", found.get("name"), config.evaluator.name),
+        ("evaluator", found.get("name"), evaluator_name(config)),
     ):
         if then != now:
             yield (

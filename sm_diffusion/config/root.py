@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sm_diffusion.config.schema_eval import EvaluatorConfig
 from sm_diffusion.data.settings import DataSettings
 from sm_diffusion.denoisers.adapters.settings import AdapterSettings
 from sm_diffusion.denoisers.settings import ModelSettings
 from sm_diffusion.diffusion.soft_mask import SoftMaskSettings
+from sm_diffusion.evaluation.base import EvaluatorSettings
 from sm_diffusion.registry import MISSING, option
 from sm_diffusion.sampling.settings import SamplerSettings
 from sm_diffusion.training.callbacks.settings import CallbacksSettings
@@ -65,7 +65,7 @@ class EvalConfig:
     model: ModelSettings | None = option("model", None)  # for a published checkpoint, which does not say its heads
     soft_mask: SoftMaskSettings = option("soft_mask")  # top_k of a published checkpoint
     sampler: SamplerSettings = option("sampler")  # of evaluators that generate
-    evaluator: EvaluatorConfig = option("evaluator")
+    evaluator: EvaluatorSettings = option("evaluator")
 
 
 @dataclass

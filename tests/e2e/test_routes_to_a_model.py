@@ -19,7 +19,9 @@ import torch
 from safetensors.torch import save_file
 
 import sm_diffusion
+from sm_diffusion import registry
 from sm_diffusion.app.evaluate import evaluate
+from sm_diffusion.app.evaluation import Evaluation
 from sm_diffusion.app.model import Model
 from sm_diffusion.app.train import train
 from sm_diffusion.cli import main as cli
@@ -136,14 +138,14 @@ def by_lm_eval(path: str, patch: pytest.MonkeyPatch, _: list[str]) -> Held:
 
 def by_evaluator(name: str, *options: str) -> Callable[[str, pytest.MonkeyPatch, list[str]], Held]:
     def route(path: str, patch: pytest.MonkeyPatch, given: list[str]) -> Held:
-        def built(evaluated: Any) -> NoReturn:
-            model, own = evaluated.model, evaluated.datamodule.tokenizer
+        def built(self: Any, context: Evaluation) -> NoReturn:
+            model = context.model
+            own = context.datamodule(model.run.data).tokenizer
             chat = own if isinstance(own, ChatFormat) else None
             tokenizer = model.tokenizer if chat is not None else own
-            found = held(evaluated.module.predictor, tokenizer, chat, stop_ids=model.stop_ids, length=model.length)
-            raise Seen(found)
+            raise Seen(held(model.predictor, tokenizer, chat, stop_ids=model.stop_ids, length=model.length))
 
-        patch.setattr("sm_diffusion.app.evaluate.build_evaluator", built)
+        patch.setattr(registry.find("evaluator", name), "build", built)
         words = [f"checkpoint={path}", "accelerator=cpu", f"evaluator={name}", *options, "output_dir=out", *given]
         return seen(lambda: evaluate(compose_config("eval", words)))
 

@@ -80,10 +80,23 @@ def test_it_is_evaluated(root: Path, checkpoint: Path) -> None:
     assert json.loads((root / "scores" / "results.json").read_text())["metrics"]["val/ppl"] > 1
 
 
+def test_its_evaluator_evaluates(root: Path, checkpoint: Path) -> None:
+    words = (f"checkpoint={checkpoint}", "accelerator=cpu", "evaluator=masked_loss")
+    call(root, str(ROOT / "eval.py"), *words, "output_dir=mine", "evaluator.factor=3")
+    call(root, str(ROOT / "eval.py"), *words[:2], "output_dir=theirs")
+    mine, theirs = (json.loads((root / name / "results.json").read_text()) for name in ("mine", "theirs"))
+    assert mine["name"] == "masked_loss"
+    assert mine["metrics"]["scaled_nll"] == pytest.approx(3 * theirs["metrics"]["val/nll_without_feedback"])
+    assert mine["metrics"]["parameters"] > 0
+    out = call(root, str(ROOT / "eval.py"), *words, "evaluator.factor=0", status=2)
+    assert "error: evaluator.factor=0.0: must be positive\n" in out
+
+
 def test_its_names_are_listed(root: Path) -> None:
     out = call(root, "-m", "sm_diffusion.cli.main", "config", "--groups")
     for name in (
-        "squared", "fixed", "half", "bag_of_words", "counting", "right_to_left", "count_steps", "json_lines"
+        "squared", "fixed", "half", "bag_of_words", "counting", "right_to_left", "count_steps", "json_lines",
+        "masked_loss",
     ):
         line = next(line for line in out.splitlines() if line.split()[:1] == [name])
         assert "[smd_example]" in line

@@ -14,13 +14,13 @@ MAX_LINES = 400
 KNOWN_UNNAMED = {
     ".": "paths types",
     "app": (
-        "build build_generative build_scores compose console evaluate model model_card open_model "
-        "open_tokenizer publish train trainer validate validate_scores validate_strategy"
+        "build compose console evaluate model model_card open_model "
+        "open_tokenizer publish train trainer validate validate_strategy"
     ),
     "app/commands": "convert prepare recording sample talk",
     "cli": "bench lm_eval plan prepare sample view",
     "cli/experiments": "plot report run search sweep table",
-    "config": "compose errors root schema_eval schema_scores search_space",
+    "config": "compose errors root search_space",
     "data": "loader settings",
     "data/chat": "datamodule python_chat settings sources",
     "data/corpora": "file_corpus records",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sm_diffusion.files import digest, parse_json
+from sm_diffusion.registry import find, names, register
 from sm_diffusion.types import UserError
 
 ENVIRONMENT_VARIABLE = "SMD_BENCH_DATA"
@@ -27,47 +28,67 @@ _EVALPLUS = ("task_id", "prompt", "entry_point", "canonical_solution", "base_inp
 
 
 class Source(NamedTuple):
-    """Where a task's rows come from.
+    """A benchmark: where its rows come from, and what its published protocol gives an answer.
 
-    hub:     (repository, configuration or None, split) on the hub.
-    files:   names looked for in the folder that SMD_BENCH_DATA names.
-    layouts: the sets of fields a row may have; the first that fits is used.
-    key:     field that identifies a row; None where rows are numbered.
+    hub:        (repository, configuration or None, split) on the hub.
+    files:      names looked for in the folder that SMD_BENCH_DATA names.
+    layouts:    the sets of fields a row may have; the first that fits is used.
+    key:        field that identifies a row; None where rows are numbered.
+    new_tokens: of an answer.
+    runs_code:  an answer is a program.
     """
 
     hub: tuple[str, str | None, str]
     files: tuple[str, ...]
     layouts: tuple[tuple[str, ...], ...]
     key: str | None
+    new_tokens: int
+    runs_code: bool = False
 
 
-SOURCES: Mapping[str, Source] = {
-    "humaneval": Source(
-        ("openai/openai_humaneval", None, "test"), ("HumanEval.jsonl.gz", "HumanEval.jsonl"), (_HUMANEVAL,), "task_id"
-    ),
-    "humaneval_plus": Source(
-        ("evalplus/humanevalplus", None, "test"),
-        ("HumanEvalPlus.jsonl.gz", "HumanEvalPlus.jsonl"),
-        (_EVALPLUS, _HUMANEVAL),
-        "task_id",
-    ),
-    "mbpp": Source(
-        ("google-research-datasets/mbpp", "full", "train+test+validation+prompt"),
-        ("mbpp.jsonl",),
-        (("task_id", "text", "code", "test_list", "test_setup_code"),),
-        "task_id",
-    ),
-    "mbpp_plus": Source(
-        ("evalplus/mbppplus", None, "test"),
-        ("mbpp_plus_v1.jsonl", "MbppPlus.jsonl.gz", "MbppPlus.jsonl"),
-        ((*_EVALPLUS, "assertion"), ("task_id", "prompt", "code", "test_list", "test")),
-        "task_id",
-    ),
-    "gsm8k": Source(("openai/gsm8k", "main", "test"), ("gsm8k_test.jsonl",), (("question", "answer"),), None),
-    "math500": Source(
-        ("HuggingFaceH4/MATH-500", None, "test"), ("math500.jsonl",), (("problem", "answer", "unique_id"),), "unique_id"
-    ),
-}
+@register("benchmark", "humaneval")
+def humaneval() -> Source:
+    """164 functions to complete (Chen et al. 2021, arXiv 2107.03374)."""
+    files = ("HumanEval.jsonl.gz", "HumanEval.jsonl")
+    return Source(("openai/openai_humaneval", None, "test"), files, (_HUMANEVAL,), "task_id", 768, runs_code=True)
+
+
+@register("benchmark", "humaneval_plus")
+def humaneval_plus() -> Source:
+    """HumanEval with EvalPlus' tests."""
+    files = ("HumanEvalPlus.jsonl.gz", "HumanEvalPlus.jsonl")
+    layouts = (_EVALPLUS, _HUMANEVAL)
+    return Source(("evalplus/humanevalplus", None, "test"), files, layouts, "task_id", 768, runs_code=True)
+
+
+@register("benchmark", "mbpp")
+def mbpp() -> Source:
+    """500 short programs (Austin et al. 2021, arXiv 2108.07732). Dream's own script gives 1,024 new tokens."""
+    hub = ("google-research-datasets/mbpp", "full", "train+test+validation+prompt")
+    layout = ("task_id", "text", "code", "test_list", "test_setup_code")
+    return Source(hub, ("mbpp.jsonl",), (layout,), "task_id", 512, runs_code=True)
+
+
+@register("benchmark", "mbpp_plus")
+def mbpp_plus() -> Source:
+    """378 of MBPP's programs with EvalPlus' tests."""
+    files = ("mbpp_plus_v1.jsonl", "MbppPlus.jsonl.gz", "MbppPlus.jsonl")
+    layouts = ((*_EVALPLUS, "assertion"), ("task_id", "prompt", "code", "test_list", "test"))
+    return Source(("evalplus/mbppplus", None, "test"), files, layouts, "task_id", 512, runs_code=True)
+
+
+@register("benchmark", "gsm8k")
+def gsm8k() -> Source:
+    """1,319 problems of numbers (Cobbe et al. 2021, arXiv 2110.14168)."""
+    return Source(("openai/gsm8k", "main", "test"), ("gsm8k_test.jsonl",), (("question", "answer"),), None, 256)
+
+
+@register("benchmark", "math500")
+def math500() -> Source:
+    """500 problems of MATH (Hendrycks et al. 2021, arXiv 2103.03874)."""
+    layout = ("problem", "answer", "unique_id")
+    return Source(("HuggingFaceH4/MATH-500", None, "test"), ("math500.jsonl",), (layout,), "unique_id", 512)
+
 
 # MBPP (Austin et al. 2021, arXiv 2108.07732): task_id ranges of its splits; the prompts use tasks 2, 3 and 4.
 MBPP_SPLITS: Mapping[str, range] = {
@@ -96,9 +117,10 @@ class TaskRows:
 
 def source_of(task: str) -> Source:
     """Raises UserError that lists the tasks when there is no such task."""
-    if task not in SOURCES:
-        raise UserError(f"task: no task {task!r}; choose from {', '.join(sorted(SOURCES))}")
-    return SOURCES[task]
+    if task not in names("benchmark"):
+        raise UserError(f"task: no task {task!r}; choose from {', '.join(sorted(names('benchmark')))}")
+    found: Source = find("benchmark", task)()
+    return found
 
 
 def local_file(task: str) -> Path | None:
@@ -116,7 +138,7 @@ def load_rows(task: str, path: str | Path | None = None, *, split: str = "test")
     """Rows of a task, in file order.
 
     Args:
-        task:  one of SOURCES.
+        task:  a benchmark of the registry.
         path:  a .jsonl or .jsonl.gz file; None looks in SMD_BENCH_DATA, then on the hub.
         split: MBPP only, one of MBPP_SPLITS; the other files hold their test set alone.
     Raises: UserError for an unknown task or split, a missing file, a line that is no JSON object, a missing field

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from sm_diffusion.evaluation.benchmarks import checks as code_checks
 from sm_diffusion.evaluation.benchmarks import extract, extract_first, released, released_math
@@ -25,7 +25,8 @@ from sm_diffusion.evaluation.execution.limits import ExecutionLimits
 from sm_diffusion.files import digest
 from sm_diffusion.types import UserError
 
-STYLES = ("chat", "chat_prefix", "completion", "released")
+Style = Literal["chat", "chat_prefix", "completion", "released"]
+STYLES = get_args(Style)
 RULES = ("search", "first_block", "released")
 _CODE_STOPS = ("\nclass ", "\ndef ", "\n#", "\nif __name__", "\nprint(", "\n@", "\n```", "\nassert ")
 _TEMPLATES: Mapping[str, Mapping[str, str]] = {
@@ -52,7 +53,6 @@ _TEMPLATES: Mapping[str, Mapping[str, str]] = {
         "completion": "Problem:\n{problem}\n\nSolution:",
     },
 }
-BUDGETS = {"humaneval": 768, "humaneval_plus": 768, "mbpp": 512, "mbpp_plus": 512, "gsm8k": 256, "math500": 512}
 _COMPLETION_STOPS = {
     "humaneval": _CODE_STOPS,
     "mbpp": ("[DONE]", "\n[BEGIN]"),
@@ -110,7 +110,7 @@ class Task:
     @property
     def max_new_tokens(self) -> int:
         """Token budget of the published protocol."""
-        return BUDGETS[self.name]
+        return source_of(self.name).new_tokens
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -131,7 +131,7 @@ class Task:
 
     @property
     def runs_code(self) -> bool:
-        return self.family in ("humaneval", "mbpp")
+        return source_of(self.name).runs_code
 
     def prompt(self, problem: Problem) -> Prompt:
         """The prompt of a problem in this task's style."""

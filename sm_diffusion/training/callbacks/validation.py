@@ -7,7 +7,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from sm_diffusion.evaluation.perplexity import TokenNLL, perplexity_metrics
+from sm_diffusion.evaluation.perplexity import perplexity_metrics
+from sm_diffusion.evaluation.token_nll import TokenNLL
 from sm_diffusion.training.module import DiffusionModule
 from sm_diffusion.types import LossOutput
 

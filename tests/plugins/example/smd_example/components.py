@@ -17,6 +17,7 @@ from sm_diffusion.diffusion.parameterization import Subs
 from sm_diffusion.diffusion.readouts.base import Summarize
 from sm_diffusion.diffusion.schedule import NoiseSchedule
 from sm_diffusion.diffusion.soft_mask import SoftMaskBase, SoftMaskSettings
+from sm_diffusion.evaluation.base import EvalContext, EvalResult, Evaluator
 from sm_diffusion.registry import choice, refuse, register
 from sm_diffusion.sampling.noise import StepNoise
 from sm_diffusion.sampling.orders.base import Proposal, State, UnmaskPolicy, masked_share, top_n
@@ -234,3 +235,28 @@ class JsonLinesSettings:
         from smd_example.lightning_parts import JsonLines
 
         return JsonLines(run)
+
+
+@dataclass(frozen=True)
+class MaskedLoss(Evaluator):
+    """NLL of the validation split times a factor, and how many parameters the network has."""
+
+    factor: float
+
+    def evaluate(self, context: EvalContext) -> EvalResult:
+        nll = context.validation().nll(False, context.seed)
+        count = sum(parameter.numel() for parameter in context.model.predictor.parameters())
+        return EvalResult(metrics={"scaled_nll": self.factor * nll, "parameters": float(count)})
+
+
+@register("evaluator", "masked_loss")
+@dataclass
+class MaskedLossSettings:
+    factor: float = 2.0
+
+    def problems(self) -> Iterator[str]:
+        if self.factor <= 0:
+            yield f"evaluator.factor={self.factor}: must be positive"
+
+    def build(self, context: EvalContext) -> Evaluator:
+        return MaskedLoss(self.factor)

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from sm_diffusion.evaluation.benchmarks.judging import Answer, score_answers
-from sm_diffusion.evaluation.benchmarks.task_data import SOURCES
 from sm_diffusion.evaluation.benchmarks.tasks import build_task
 from sm_diffusion.evaluation.execution.executor import Executor
+from sm_diffusion.registry import names
 from sm_diffusion.types import UserError
 from tests.helpers.tasks import EVALPLUS, HUMANEVAL, MBPP, MBPP_PLUS_HUB, ROWS, write
 
@@ -30,13 +30,13 @@ def fenced(code: str) -> str:
 
 
 def test_published_budgets(tmp_path):
-    budgets = {task: build_task(task, write(tmp_path, ROWS[task])).max_new_tokens for task in SOURCES}
+    budgets = {task: build_task(task, write(tmp_path, ROWS[task])).max_new_tokens for task in names("benchmark")}
     assert budgets == {
         "humaneval": 768, "humaneval_plus": 768, "mbpp": 512, "mbpp_plus": 512, "gsm8k": 256, "math500": 512,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("task", SOURCES)
+@pytest.mark.parametrize("task", names("benchmark"))
 def test_protocol_is_json_and_depends_on_the_prompt(task, tmp_path):
     path = write(tmp_path, ROWS[task])
     chat = build_task(task, path).protocol()

@@ -1,86 +1,43 @@
-"""How far the two protocols' ways of reading an answer differ: reference solutions, worded as models word them."""
+"""Protocols: the style each asks for, and what of a row deviates."""
 
 from __future__ import annotations
 
-import ast
-
 import pytest
 
-from sm_diffusion.evaluation.benchmarks.tasks import build_task
+from sm_diffusion.evaluation.benchmarks.protocols import deviations, protocol_of
+from sm_diffusion.registry import names
 from sm_diffusion.types import UserError
-from tests.helpers.tasks import real
-
-EXAMPLE = "For example:\n\n```python\nprint('hello')\n```\n\nThe solution:\n\n"
-# (answers read by first_block, by search) of 164 HumanEval reference solutions.
-CODE_FORMS = {
-    "python block": (lambda code: f"Here it is:\n\n```python\n{code}```\nIt runs in linear time.", 164, 164),
-    "block cut off by the budget": (lambda code: f"```python\n{code}", 164, 164),
-    "block, then a block of tests": (lambda code: f"```python\n{code}```\n```python\nassert True\n```", 164, 164),
-    "block without a language": (lambda code: f"Here it is:\n\n```\n{code}```", 0, 164),
-    "block marked py": (lambda code: f"Here it is:\n\n```py\n{code}```", 0, 164),
-    "a block of examples first": (lambda code: f"{EXAMPLE}```python\n{code}```", 0, 164),
-    "code alone": (lambda code: code, 164, 164),
-    "prose, then code": (lambda code: f"Sure! The function is\n\n{code}", 0, 164),
-}
-# Of 1,319 GSM8K reference solutions.
-NUMBER_FORMS = {
-    "the reference": (lambda text, gold: f"{text}\n#### {gold}", 1319, 1319),
-    "boxed at the end": (lambda text, gold: f"{text}\n\\boxed{{{gold}}}", 1319, 1319),
-    "boxed, then a remark": (lambda text, gold: f"{text}\n\\boxed{{{gold}}}\nI checked it in 2 ways.", None, 1319),
-    "the answer is, then a remark": (lambda text, gold: f"{text}\nThe answer is {gold}. I used 3 steps.", None, 1319),
-}
 
 
-def functions(program):
-    """{name: tree} of the functions of a program; empty where it does not parse."""
-    try:
-        tree = ast.parse(program)
-    except SyntaxError:
-        return {}
-    return {node.name: ast.dump(node) for node in tree.body if isinstance(node, ast.FunctionDef)}
+@pytest.mark.parametrize(
+    ("protocol", "code", "numbers"),
+    [("official", "chat", "chat"), ("ours", "chat_prefix", "chat"), ("released", "released", "released")],
+)
+def test_styles(protocol: str, code: str, numbers: str) -> None:
+    asked = protocol_of(protocol)
+    assert [asked.style_for(name) for name in ("humaneval", "mbpp_plus")] == [code, code]
+    assert [asked.style_for(name) for name in ("gsm8k", "math500")] == [numbers, numbers]
 
 
-@pytest.mark.parametrize("form", CODE_FORMS)
-def test_code(form):
-    word, first, searched = CODE_FORMS[form]
-    path = real("HumanEval.jsonl.gz")
-    found = []
-    for rules in ("first_block", "search"):
-        task = build_task("humaneval", path, rules=rules)
-        read = 0
-        for problem in task.problems:
-            program = task.extract(problem, word(problem.reference)).value or ""
-            wanted = functions(problem.reference)[problem.entry_point]
-            read += functions(program).get(problem.entry_point) == wanted
-        found.append(read)
-    assert found == [first, searched]
+def test_names_are_registered() -> None:
+    assert names("protocol")[:3] == ("official", "released", "ours")
+    assert set(names("benchmark")) >= {"humaneval", "humaneval_plus", "mbpp", "mbpp_plus", "gsm8k", "math500"}
+    with pytest.raises(UserError, match=r"evaluator\.protocol=theirs: unknown; choose one of official"):
+        protocol_of("theirs")
 
 
-@pytest.mark.parametrize("form", NUMBER_FORMS)
-def test_numbers(form):
-    word, first, searched = NUMBER_FORMS[form]
-    path = real("gsm8k_test.jsonl")
-    found = []
-    for rules in ("first_block", "search"):
-        task = build_task("gsm8k", path, rules=rules)
-        texts = [(p, word(p.reference.rpartition("####")[0].strip(), p.gold)) for p in task.problems]
-        found.append(sum(task.extract(problem, text).value == problem.gold for problem, text in texts))
-    assert found[1] == searched
-    assert found[0] == first if first is not None else found[0] < 200
-
-
-def test_a_body_alone_continues_the_prompt():
-    """What first_block finds without the function's head goes behind the prompt, as the harness does."""
-    task = build_task("humaneval", real("HumanEval.jsonl.gz"), rules="first_block")
-    problem = task.problems[0]
-    body = problem.reference[len(problem.fields["prompt"]) :]
-    found = task.extract(problem, f"```python\n{body}```")
-    assert functions(found.value)[problem.entry_point] == functions(problem.reference)[problem.entry_point]
-
-
-def test_protocol_says_which_rules():
-    path = real("HumanEval.jsonl.gz")
-    assert build_task("humaneval", path).protocol()["extraction"] == "search"
-    assert build_task("humaneval", path, rules="first_block").protocol()["extraction"] == "first_block"
-    with pytest.raises(UserError, match="rules: no rules 'last'; choose from search, first_block"):
-        build_task("humaneval", path, rules="last")
+def test_deviations_name_what_was_used_and_what_was_asked() -> None:
+    asked = protocol_of("official")
+    used = {
+        "task": "gsm8k", "style": "chat", "max_new_tokens": 256, "precision": "bf16-mixed", "num_problems": 1319,
+        "nfe": "1/2", "sampler": {"temperature": 0.1, "num_steps": 128},
+    }  # fmt: skip
+    published = {"temperature": 0.1, "num_steps": 256}
+    assert deviations(asked, used, published, num_problems=1319) == {}
+    other = {**used, "max_new_tokens": 8, "nfe": "1/3", "num_problems": 5, "sampler": {"temperature": 0.5}}
+    assert deviations(asked, other, published, num_problems=1319) == {
+        "max_new_tokens": [8, 256],
+        "num_problems": [5, 1319],
+        "nfe": ["1/3", "1, 1/2, 1/4"],
+        "sampler.temperature": [0.5, 0.1],
+    }

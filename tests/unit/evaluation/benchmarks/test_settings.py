@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from sm_diffusion.app.validate_scores import scores_problems
-from sm_diffusion.config.schema_scores import ScoresConfig
+from sm_diffusion.config.compose import compose_config
+from sm_diffusion.evaluation.benchmarks.settings import ScoresSettings
 from sm_diffusion.evaluation.execution.limits import ExecutorSettings
 from sm_diffusion.sampling import SamplerSettings
 from sm_diffusion.sampling.orders.confidence import ConfidenceSettings, ThresholdSettings
+from sm_diffusion.types import UserError
 
 
 @pytest.mark.parametrize(
     ("changes", "sampler", "expected"),
     [
-        ({"name": "gsm9k"}, {}, r"evaluator\.name=gsm9k: no such task; choose from gsm8k, humaneval, "),
         ({"limit": 0}, {}, r"evaluator\.limit=0: must be positive"),
         ({"num_samples": 0}, {}, r"evaluator\.num_samples=0: must be positive"),
         ({"pass_at": [1, 5]}, {}, r"evaluator\.pass_at=\[1, 5\]: each must lie in 1 \.\. num_samples=1"),
@@ -28,9 +28,6 @@ from sm_diffusion.sampling.orders.confidence import ConfidenceSettings, Threshol
         ({"nfe": ["1/0"]}, {}, r"evaluator\.nfe=1/0: not a number"),
         ({"nfe": ["1", "1.0"]}, {}, r"evaluator\.nfe=.*1\.0 twice"),
         ({"nfe": ["1"]}, {"block_length": 3}, r"8 steps do not divide into 3 blocks"),
-        ({"protocol": "theirs"}, {}, r"evaluator\.protocol=theirs: unknown; choose one of official, released, ours"),
-        ({"style": "poem"}, {}, r"evaluator\.style=poem: unknown; choose one of chat, chat_prefix, completion"),
-        ({"feedback": "on"}, {}, r"evaluator\.feedback=on: unknown; choose one of auto, off, both"),
         ({"seeds": [1, 1]}, {}, r"evaluator\.seeds=\[1, 1\]: must be different"),
         ({"compare": ["gone.json"]}, {}, r"evaluator\.compare=gone\.json: no such file"),
         ({"path": "gone.jsonl"}, {}, r"evaluator\.path=gone\.jsonl: no such file"),
@@ -41,17 +38,19 @@ from sm_diffusion.sampling.orders.confidence import ConfidenceSettings, Threshol
 )  # fmt: skip
 def test_bad_settings_are_one_line(changes: dict[str, Any], sampler: dict[str, Any], expected: str) -> None:
     given = {"name": "gsm8k", "new_tokens": 8, "nfe": ["1"], **changes}
-    found = list(scores_problems(ScoresConfig(**given), SamplerSettings(order=ConfidenceSettings(), **sampler)))
+    settings = ScoresSettings(**given)
+    order = SamplerSettings(order=ConfidenceSettings(), **sampler)
+    found = [*settings.problems(), *settings.problems_in_evaluation(order, 1)]
     assert len(found) == 1
     assert re.search(expected, found[0])
     assert "\n" not in found[0]
 
 
 def test_a_threshold_has_no_budget() -> None:
-    settings = ScoresConfig(name="gsm8k", new_tokens=8, nfe=["1"])
+    settings = ScoresSettings(name="gsm8k", new_tokens=8, nfe=["1"])
     sampler = SamplerSettings(order=ThresholdSettings())
-    assert re.search(r"cannot take 8 steps.*evaluator\.nfe=\[\]", next(scores_problems(settings, sampler)))
-    assert not list(scores_problems(replace(settings, nfe=[]), sampler))
+    assert re.search(r"cannot take 8 steps.*evaluator\.nfe=\[\]", next(settings.problems_in_evaluation(sampler, 1)))
+    assert not list(replace(settings, nfe=[]).problems_in_evaluation(sampler, 1))
 
 
 @pytest.mark.parametrize(
@@ -68,3 +67,18 @@ def test_bad_blocks_and_caches_are_one_line(sampler: dict[str, Any], expected: s
     found = list(SamplerSettings(order=ConfidenceSettings(), **sampler).problems())
     assert len(found) == 1
     assert re.search(expected, found[0])
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("name=gsm9k", r"^evaluator\.name=gsm9k: unknown \(did you mean gsm8k\?\); choose one of humaneval, "),
+        ("protocol=theirs", r"^evaluator\.protocol=theirs: unknown; choose one of official, released, ours"),
+        ("style=poem", r"^evaluator\.style=poem: unknown; choose one of chat, chat_prefix, completion, released$"),
+        ("feedback=on", r"^evaluator\.feedback=on: unknown; choose one of auto, off, both$"),
+    ],
+)
+def test_unknown_choices_are_one_line(word: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected) as caught:
+        compose_config("eval", ["checkpoint=x", "evaluator=gsm8k", f"evaluator.{word}"])
+    assert "\n" not in str(caught.value)

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from sm_diffusion.evaluation.benchmarks.task_data import SOURCES, load_rows, local_file
+from sm_diffusion.evaluation.benchmarks.task_data import load_rows, local_file, source_of
 from sm_diffusion.evaluation.benchmarks.tasks import build_task
+from sm_diffusion.registry import names
 from sm_diffusion.types import UserError
 from tests.helpers.tasks import HUMANEVAL, MBPP, MBPP_PLUS_HUB, ROWS, real, write
 
@@ -28,7 +29,7 @@ def test_real_files_load_whole(task, name, split, count):
     assert len(load_rows(task, real(name), split=split).rows) == count
 
 
-@pytest.mark.parametrize("task", SOURCES)
+@pytest.mark.parametrize("task", names("benchmark"))
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
 def test_every_layout_loads_and_builds(task, name, tmp_path):
     built = build_task(task, write(tmp_path, ROWS[task], name))
@@ -44,9 +45,9 @@ def test_hub_layout_of_the_plus_sets(task, row, tmp_path):
     assert problem.checks["tests"].names == ("add",)
 
 
-@pytest.mark.parametrize("task", SOURCES)
+@pytest.mark.parametrize("task", names("benchmark"))
 def test_missing_field_is_named(task, tmp_path):
-    for field in SOURCES[task].layouts[0]:
+    for field in source_of(task).layouts[0]:
         row = {key: value for key, value in ROWS[task][0].items() if key != field}
         path = write(tmp_path, [row])
         with pytest.raises(UserError, match=f"{path.name}: line 1: missing field .*; fields found: ") as info:
