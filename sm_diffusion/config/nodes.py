@@ -123,13 +123,9 @@ def _listed(value: Any) -> Any:
 def _plain_values(settings: Any) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for item in settings_fields(type(settings)):
-        value = vars(settings)[item.name]
-        hint: Any = hints(type(settings))[item.name]
-        if is_dataclass(value) and isinstance(hint, type):
-            kind: Any = hint
-            made[item.name] = node_of(kind)(**_plain_values(value))
-        else:
-            made[item.name] = _listed(value)
+        value: Any = vars(settings)[item.name]
+        kind: Any = type(value)
+        made[item.name] = node_of(kind)(**_plain_values(value)) if is_dataclass(kind) else _listed(value)
     return made
 
 
