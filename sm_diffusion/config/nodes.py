@@ -124,8 +124,8 @@ def _plain_values(settings: Any) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for item in settings_fields(type(settings)):
         value: Any = vars(settings)[item.name]
-        kind: Any = type(value)
-        made[item.name] = node_of(kind)(**_plain_values(value)) if is_dataclass(kind) else _listed(value)
+        nested, kind = is_dataclass(value), type(value)
+        made[item.name] = node_of(kind)(**_plain_values(value)) if nested else _listed(value)
     return made
 
 
