@@ -125,7 +125,7 @@ def _plain_values(settings: Any) -> dict[str, Any]:
     for item in settings_fields(type(settings)):
         value: Any = vars(settings)[item.name]
         nested, kind = is_dataclass(value), type(value)
-        made[item.name] = node_of(kind)(**_plain_values(value)) if nested else _listed(value)
+        made[item.name] = node_of(kind)(**_plain_values(value)) if nested else _listed(value)  # type: ignore[arg-type]
     return made
 
 
