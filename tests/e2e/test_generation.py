@@ -216,7 +216,7 @@ def test_zero_shot_over_several_sources(root: Path, checkpoint: Path) -> None:
         ("evaluator.num_samples=0", r"evaluator\.num_samples=0: must be positive"),
         ("sampler.num_steps=0", r"sampler\.num_steps=0: must be >= 1"),
         ("sampler.top_p=2", r"sampler\.top_p=2\.0"),
-        ("sampler.strength=steep", r"sampler\.strength=steep: unknown; choose one of constant, linear"),
+        ("sampler.strength=steep", r"sampler\.strength=steep: unknown .*stepwise"),
         ("evaluator.temperatures=[-1]", r"evaluator\.temperatures=\[-1\.0\]"),
     ],
 )
